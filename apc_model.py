@@ -1,0 +1,173 @@
+"""Autoregressive Predictive Coding: the model and nothing else.
+
+A stack of unidirectional recurrent layers reads log-Mel frames x_1..x_t and predicts a frame to come, x_{t+n}
+(Chung, Hsu, Tang and Glass, Interspeech 2019, section 2). Its hidden states are speech features.
+
+    model = APCModel(80, None, RNNConfig(80, 512, 3, 0.0, residual=True))
+    predicted, feats = model(inputs, lengths)
+
+Frames stay packed (true frames only, no padding) from the first layer to the last.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
+from utils.errors import InputError
+from utils.packed_rnn import packed_rnn
+from utils.packing import Packing, check_lengths, packing
+
+RNN_CLASSES = dict(zip(RNN_TYPES, (nn.GRU, nn.LSTM), strict=True))
+
+
+class Prenet(nn.Module):
+    """Feed-forward layers between the frames and the recurrent stack: num_layers x [Linear, ReLU, Dropout]."""
+
+    def __init__(self, config: PrenetConfig) -> None:
+        super().__init__()
+        sizes = [config.input_size] + [config.hidden_size] * config.num_layers
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False))
+        self.dropout = config.dropout
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., input_size) -> (..., hidden_size)."""
+        for layer in self.layers:
+            inputs = F.dropout(F.relu(layer(inputs)), self.dropout, self.training)
+        return inputs
+
+
+class Postnet(nn.Module):
+    """The prediction layer: one linear map a frame, kept as the Conv1d of kernel size 1 that checkpoints hold."""
+
+    def __init__(self, hidden_size: int, mel_dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(hidden_size, mel_dim, kernel_size=1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., hidden_size) -> (..., mel_dim)."""
+        return F.linear(inputs, self.layer.weight.squeeze(-1), self.layer.bias)
+
+
+class APCModel(nn.Module):
+    """The APC network.
+
+    Args:
+        mel_dim: size of a frame, 80 in the papers.
+        prenet_config: layers before the recurrent stack, or None (the papers' default).
+        rnn_config: the recurrent stack.
+
+    Attributes:
+        time_shift: n, how many frames ahead the model was trained to predict; None where unknown.
+
+    Raises:
+        ValueError: sizes that do not fit together, named.
+    """
+
+    def __init__(self, mel_dim: int, prenet_config: PrenetConfig | None, rnn_config: RNNConfig) -> None:
+        super().__init__()
+        _check_configs(mel_dim, prenet_config, rnn_config)
+        self.mel_dim = mel_dim
+        self.prenet_config = prenet_config
+        self.rnn_config = rnn_config
+        self.time_shift: int | None = None
+        self.prenet = None if prenet_config is None else Prenet(prenet_config)
+        sizes = [rnn_config.input_size] + [rnn_config.hidden_size] * rnn_config.num_layers
+        rnn_class = RNN_CLASSES[rnn_config.rnn_type]
+        self.rnns = nn.ModuleList(rnn_class(*pair) for pair in zip(sizes, sizes[1:], strict=False))
+        self.postnet = Postnet(rnn_config.hidden_size, mel_dim)
+
+    def forward(self, inputs: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict the frames to come, and give the hidden states of every layer.
+
+        Args:
+            inputs: float (batch, seq_len, mel_dim), log-Mel frames padded at the end with anything.
+            lengths: (batch,), true frames of each utterance, in any order, a tensor or a list, on any device.
+
+        Returns:
+            predicted: (batch, seq_len, mel_dim); a padding frame holds the prediction layer's bias.
+            feats: (num_layers, batch, seq_len, hidden_size), each layer's output after its residual connection, zero
+                on padding. With a prenet its output comes first: (num_layers + 1, ...); there a padding frame holds
+                what the prenet gives for zeros.
+
+        Raises:
+            ValueError: the size of a frame is not mel_dim, or the lengths do not fit the batch.
+        """
+        batch, seq_len = self.check_inputs(inputs)
+        plan = packing(check_lengths(lengths, batch, seq_len), seq_len, inputs.device)
+        frames = inputs.reshape(batch * seq_len, self.mel_dim)[plan.index]  # (frames, mel_dim)
+        outputs = list(self.encode(frames, plan))  # of (frames, hidden_size)
+        predicted = self.postnet.layer.bias.expand(batch * seq_len, -1)  # (batch * seq_len, mel_dim)
+        predicted = predicted.index_copy(0, plan.index, self.postnet(outputs[-1]))
+        feats = inputs.new_zeros(len(outputs), batch * seq_len, self.rnn_config.hidden_size)
+        if self.prenet is not None:
+            feats[0] = self.prenet(inputs.new_zeros(self.mel_dim))
+        for number, frames in enumerate(outputs):
+            feats[number].index_copy_(0, plan.index, frames)
+        return predicted.view(batch, seq_len, -1), feats.view(len(outputs), batch, seq_len, -1)
+
+    def check_inputs(self, inputs: torch.Tensor) -> tuple[int, int]:
+        """The (batch, seq_len) of a padded batch, or a ValueError that names the sizes."""
+        if inputs.dim() != 3 or inputs.size(-1) != self.mel_dim:
+            raise InputError(
+                f"inputs have shape {tuple(inputs.shape)} but the model reads (batch, seq_len, {self.mel_dim})"
+            )
+        return inputs.size(0), inputs.size(1)
+
+    def encode(self, frames: torch.Tensor, plan: Packing) -> Iterator[torch.Tensor]:
+        """The hidden states of every layer, on packed frames, one layer after the other.
+
+        Args:
+            frames: (frames, mel_dim), the true frames of a batch in packed order.
+            plan: that order.
+
+        Yields:
+            (frames, hidden_size) for the prenet, if there is one, and for each recurrent layer.
+        """
+        if self.prenet is not None:
+            frames = self.prenet(frames)  # (frames, hidden_size)
+            yield frames
+        for number, rnn in enumerate(self.rnns):
+            output = packed_rnn(rnn, plan.pack(frames))[0].data  # (frames, hidden_size)
+            if number < len(self.rnns) - 1:
+                output = F.dropout(output, self.rnn_config.dropout, self.training)
+            if self._has_residual(number) and frames.size(-1) == output.size(-1):
+                output = output + frames
+            frames = output
+            yield frames
+
+    def predict(self, frames: torch.Tensor, plan: Packing) -> torch.Tensor:
+        """Packed frames (frames, mel_dim) to packed predictions (frames, mel_dim): all that training needs."""
+        for frames in self.encode(frames, plan):  # noqa: B020: only the last layer is kept
+            pass
+        return self.postnet(frames)
+
+    def _has_residual(self, layer: int) -> bool:
+        return self.rnn_config.residual and layer >= self.rnn_config.first_residual_layer
+
+
+def _check_configs(mel_dim: int, prenet: PrenetConfig | None, rnn: RNNConfig) -> None:
+    if rnn.rnn_type not in RNN_TYPES:
+        raise InputError(f"rnn_type is {rnn.rnn_type!r}, not one of {', '.join(RNN_TYPES)}")
+    sizes = {"mel_dim": mel_dim, "rnn hidden_size": rnn.hidden_size, "rnn num_layers": rnn.num_layers}
+    dropouts = {"rnn dropout": rnn.dropout}
+    first, first_name = rnn.input_size, "rnn input_size"
+    if prenet is not None:
+        sizes["prenet num_layers"] = prenet.num_layers
+        dropouts["prenet dropout"] = prenet.dropout
+        first, first_name = prenet.input_size, "prenet input_size"
+        if not prenet.hidden_size == rnn.input_size == rnn.hidden_size:
+            raise InputError(
+                f"prenet hidden_size {prenet.hidden_size}, rnn input_size {rnn.input_size} and "
+                f"rnn hidden_size {rnn.hidden_size} must be the same"
+            )
+    if first != mel_dim:
+        raise InputError(f"{first_name} is {first} but mel_dim is {mel_dim}")
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name} is {size}, not a positive number")
+    for name, dropout in dropouts.items():
+        if not 0 <= dropout < 1:
+            raise InputError(f"{name} is {dropout}, not in [0, 1)")

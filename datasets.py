@@ -1,0 +1,228 @@
+"""Prepared utterances, and how they become batches.
+
+dataset = LibriSpeech("librispeech_data/preprocessed/train-clean-360-hires-norm.blogmel")
+x, length = dataset[0]          # (max_seq_len, mel_dim) float32, int
+for batch in batches(make_loader(dataset, BatchOrder(dataset.lengths, 32, seed=0))):
+    batch.inputs, batch.lengths  # (batch, longest, mel_dim), (batch,)
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.errors import InputError, one_line
+from utils.prepared import TENSOR_SUFFIX, load_lengths, load_tensor
+from utils.signals import ignore_in_worker
+
+BUCKET_POOL = 50  # batches whose utterances are sorted by length together: large enough to fill, small enough to mix
+
+
+class LibriSpeech(Dataset):
+    """Utterances of one or more prepared directories; not LibriSpeech's alone.
+
+    Args:
+        paths: a prepared directory, or several to be read as one set.
+        longer_than: leave out utterances of this many frames or fewer; `left_out` counts them.
+
+    Attributes:
+        files: the .pt file of each utterance.
+        lengths: the true frames of each utterance.
+        max_seq_len: frames that every utterance is padded to (in the first directory).
+        mel_dim: size of a frame.
+        left_out: utterances too short to be in the set.
+
+    Raises:
+        InputError: a directory is damaged or misses a file, or no utterance is left.
+    """
+
+    def __init__(self, paths: str | Path | Sequence[str | Path], longer_than: int = 0) -> None:
+        self.paths = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+        self.files: list[Path] = []
+        self.lengths: list[int] = []
+        self.left_out = 0
+        for path in self.paths:
+            present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+            for utterance, length in load_lengths(path).items():
+                if f"{utterance}{TENSOR_SUFFIX}" not in present:
+                    raise InputError(f"{path}: {utterance}{TENSOR_SUFFIX} is missing, but lengths.pkl names it")
+                if length <= longer_than:
+                    self.left_out += 1
+                    continue
+                self.files.append(path / f"{utterance}{TENSOR_SUFFIX}")
+                self.lengths.append(length)
+        if not self.files:
+            where = ", ".join(map(str, self.paths))
+            raise InputError(f"{where}: no utterance of more than {longer_than} frames ({self.left_out} shorter)")
+        self.max_seq_len, self.mel_dim = load_tensor(self.files[0]).shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """One utterance.
+
+        Returns:
+            float32 (max_seq_len, mel_dim), zero on padding; and its true frames.
+
+        Raises:
+            InputError: the file is missing or damaged, or its sizes are not what the rest of the set says.
+        """
+        x, length = load_tensor(self.files[index]), self.lengths[index]
+        if x.size(1) != self.mel_dim:
+            raise InputError(f"{self.files[index]} has frames of {x.size(1)}, the other utterances of {self.mel_dim}")
+        if length > x.size(0):
+            raise InputError(f"{self.files[index]} has {x.size(0)} frames but lengths.pkl says {length}")
+        return x, length
+
+    def utterance(self, index: int) -> str:
+        """An utterance's id."""
+        return self.files[index].name.removesuffix(TENSOR_SUFFIX)
+
+    def fingerprint(self) -> str:
+        """A digest of which utterances, in which order, of which lengths: whether a set is still the same set."""
+        digest = hashlib.sha256()
+        for file, length in zip(self.files, self.lengths, strict=True):
+            digest.update(f"{file.name} {length}\n".encode())
+        return digest.hexdigest()
+
+
+class Batch(NamedTuple):
+    """Utterances trimmed to the longest of them.
+
+    Attributes:
+        inputs: float32 (batch, longest, mel_dim), zero on padding.
+        lengths: int64 (batch,).
+        indices: where each stands in the dataset.
+    """
+
+    inputs: torch.Tensor
+    lengths: torch.Tensor
+    indices: list[int]
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Which utterances make up each batch of an epoch: fixed by the seed and the epoch alone.
+
+    Args:
+        lengths: frames of each utterance.
+        batch_size: utterances a batch.
+        seed: of the order; None for the dataset's own order.
+        bucketing: batch utterances of similar length. Within pools of BUCKET_POOL batches drawn at random, utterances
+            are sorted by length; the order of the batches is random again.
+
+    Attributes:
+        epoch: which epoch's order is given.
+        first_batch: how many batches of it to leave out: those that an interrupted run has done.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int | None = None, bucketing: bool = False
+    ) -> None:
+        self.lengths = torch.tensor(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.bucketing = bucketing
+        self.epoch = 0
+        self.first_batch = 0
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self._epoch_batches()[self.first_batch :]
+
+    def _epoch_batches(self) -> list[list[int]]:
+        if self.seed is None:
+            order = torch.argsort(self.lengths, stable=True) if self.bucketing else torch.arange(len(self.lengths))
+            return [batch.tolist() for batch in order.split(self.batch_size)]
+        random = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        order = torch.randperm(len(self.lengths), generator=random)
+        if not self.bucketing:
+            return [batch.tolist() for batch in order.split(self.batch_size)]
+        pools = order.split(self.batch_size * BUCKET_POOL)
+        order = torch.cat([pool[torch.argsort(self.lengths[pool], stable=True)] for pool in pools])
+        in_order = order.split(self.batch_size)
+        return [in_order[i].tolist() for i in torch.randperm(len(in_order), generator=random).tolist()]
+
+
+class _Batched(Dataset):
+    """A dataset whose items are batches, so that workers read, trim and assemble them."""
+
+    def __init__(self, dataset: LibriSpeech) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, indices: list[int]) -> Batch | InputError:
+        try:
+            utterances = [self.dataset[index] for index in indices]
+        except InputError as error:
+            return error  # raised in a worker it would arrive wrapped in a traceback: `batches` raises it
+        lengths = torch.tensor([length for _, length in utterances])  # (batch,)
+        inputs = torch.zeros(len(indices), int(lengths.max()), self.dataset.mel_dim)  # (batch, longest, mel_dim)
+        for row, (x, length) in zip(inputs, utterances, strict=True):
+            row[:length] = x[:length]
+        return Batch(inputs, lengths, indices)
+
+
+def make_loader(dataset: LibriSpeech, order: BatchOrder, num_workers: int = 0, pin_memory: bool = False) -> DataLoader:
+    """A loader of batches.
+
+    Args:
+        dataset: the utterances.
+        order: which of them make up each batch.
+        num_workers: processes that read and assemble; 0 reads in this one.
+        pin_memory: page-locked memory, from which copies to a GPU need not be waited for.
+    """
+    return DataLoader(
+        _Batched(dataset),
+        sampler=order,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=ignore_in_worker,
+        generator=torch.Generator(),  # the loader seeds its workers: not from the generator that dropout uses
+    )
+
+
+def batches(loader: DataLoader) -> Iterator[Batch]:
+    """The batches of one epoch. Close the generator (contextlib.closing) where a loop over it may end early.
+
+    Raises:
+        InputError: a file is missing or damaged, or a worker process died.
+    """
+    iterator = iter(loader)
+    try:
+        for batch in iterator:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"a data loading process died ({one_line(error, 200)}); if memory ran out, lower --load_data_workers"
+        ) from error
+    finally:
+        if loader.num_workers:  # now, not when the garbage collector comes by: a traceback may hold the iterator
+            iterator._shutdown_workers()
+
+
+def find_split(root: str | Path, name: str) -> Path:
+    """The directory of a split: `name` under `root`, or the only directory there whose name starts with it.
+
+    Raises:
+        InputError: no directory fits, or several do; it lists what is there.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root} is not a directory; make it with prepare_data.py, or give --librispeech_path")
+    there = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    fitting = [name] if name in there else [directory for directory in there if directory.startswith(name)]
+    if len(fitting) != 1:
+        found = f"{' and '.join(fitting)} start with it" if fitting else "no directory starts with it"
+        raise InputError(f"split {name}: {found}; {root} holds {', '.join(there) or 'no directory'}")
+    return root / fitting[0]

@@ -1,0 +1,27 @@
+"""What the tests share: small prepared directories of generated frames."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.prepared import save_lengths, save_tensor
+
+
+def make_prepared(directory: Path, lengths: list[int], max_seq_len: int = 40, mel_dim: int = 6, seed: int = 0) -> Path:
+    """A prepared directory of random frames."""
+    directory.mkdir(parents=True)
+    random = torch.Generator().manual_seed(seed)
+    named = {f"spk{i % 3}-{i:04d}": length for i, length in enumerate(lengths)}
+    for utterance, length in named.items():
+        frames = torch.zeros(max_seq_len, mel_dim)
+        frames[:length] = torch.randn(length, mel_dim, generator=random)
+        save_tensor(directory / f"{utterance}.pt", frames)
+    save_lengths(directory, named)
+    return directory
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """A prepared directory of 10 utterances of 6-dim frames, padded to 40."""
+    return make_prepared(tmp_path / "prepared", [40, 3, 17, 25, 8, 1, 33, 12, 20, 5])

@@ -1,0 +1,157 @@
+"""Facts about prepared utterances and the batches made of them."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from conftest import make_prepared
+
+from datasets import BatchOrder, LibriSpeech, batches, find_split, make_loader
+from utils.errors import InputError
+from utils.prepared import load_lengths, save_tensor
+
+
+class RunsCode:
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.proof}",)
+
+
+def test_an_item_is_a_padded_tensor_and_its_true_length(prepared):
+    x, length = LibriSpeech(prepared)[2]
+    assert x.shape == (40, 6) and x.dtype == torch.float32 and length == 17 and type(length) is int
+    assert x[:17].abs().sum() > 0 and x[17:].abs().sum() == 0
+
+
+def test_directories_of_the_released_script_load(tmp_path):
+    """The released script pickles {'<id>.pt': length} with Python's default and saves with PyTorch 1.0's format."""
+    torch.save(torch.ones(40, 6), tmp_path / "84-1-0000.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "lengths.pkl").write_bytes(pickle.dumps({"84-1-0000.pt": 7}))
+    x, length = LibriSpeech(tmp_path)[0]
+    assert torch.equal(x, torch.ones(40, 6)) and length == 7
+
+
+def test_lengths_written_here_read_with_plain_pickle(prepared):
+    plain = pickle.loads((prepared / "lengths.pkl").read_bytes())
+    assert {name.removesuffix(".pt"): n for name, n in plain.items()} == load_lengths(prepared)
+
+
+def test_several_directories_are_one_set(prepared, tmp_path):
+    more = make_prepared(tmp_path / "more", [9, 11], seed=1)
+    both = LibriSpeech([prepared, more])
+    assert len(both) == 12 and both.lengths[10:] == [9, 11]
+    assert torch.equal(both[11][0], LibriSpeech(more)[1][0])
+
+
+def test_utterances_too_short_to_train_on_are_left_out_and_counted(prepared):
+    dataset = LibriSpeech(prepared, longer_than=5)
+    assert dataset.left_out == 3 and min(dataset.lengths) == 8
+    with pytest.raises(InputError, match="no utterance of more than 40 frames"):
+        LibriSpeech(prepared, longer_than=40)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("bucketing", [False, True])
+def test_every_utterance_comes_once_an_epoch_trimmed_to_the_longest_of_its_batch(prepared, workers, bucketing):
+    dataset = LibriSpeech(prepared)
+    seen = []
+    for batch in batches(make_loader(dataset, BatchOrder(dataset.lengths, 4, 0, bucketing), workers)):
+        assert batch.inputs.shape == (len(batch.indices), max(batch.lengths), 6)
+        for x, length, index in zip(batch.inputs, batch.lengths, batch.indices, strict=True):
+            full, true_length = dataset[index]
+            assert length == true_length and torch.equal(x, full[: len(x)])
+        seen += batch.indices
+    assert sorted(seen) == list(range(10))
+
+
+def test_the_order_is_fixed_by_seed_and_epoch():
+    lengths = list(range(1, 200))
+
+    def order(seed, epoch, first=0):
+        batch_order = BatchOrder(lengths, 8, seed, bucketing=True)
+        batch_order.epoch, batch_order.first_batch = epoch, first
+        return list(batch_order)
+
+    assert order(1, 3) == order(1, 3)
+    assert order(1, 3) != order(1, 4) and order(1, 3) != order(2, 3)
+    assert order(1, 3, first=5) == order(1, 3)[5:]
+
+
+def test_bucketing_wastes_fewer_frames_on_padding():
+    lengths = torch.randint(1, 1600, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def padded(bucketing):
+        return sum(max(lengths[i] for i in b) * len(b) for b in BatchOrder(lengths, 32, 0, bucketing))
+
+    assert padded(True) < 0.6 * padded(False)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "code", "float64", "short", "wide", "text"])
+def test_a_bad_tensor_is_refused_by_name(prepared, tmp_path, damage, workers):
+    path, proof = prepared / "spk1-0004.pt", tmp_path / "proof"
+    dataset = LibriSpeech(prepared)
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:-100])
+    elif damage == "flipped":
+        where = content.index(dataset[4][0].numpy().tobytes()) + 5
+        path.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
+    elif damage == "code":
+        torch.save(RunsCode(proof), path)
+    elif damage == "text":
+        path.write_text("hello")
+    else:
+        bad = {"float64": torch.ones(40, 6).double(), "short": torch.ones(7, 6), "wide": torch.ones(40, 7)}
+        save_tensor(path, bad[damage])
+    with pytest.raises(InputError, match=r"spk1-0004\.pt"):
+        list(batches(make_loader(dataset, BatchOrder(dataset.lengths, 4), workers)))
+    assert not proof.exists()
+
+
+def test_a_missing_tensor_is_refused_before_training_starts(prepared):
+    (prepared / "spk1-0004.pt").unlink()
+    with pytest.raises(InputError, match=r"spk1-0004\.pt is missing"):
+        LibriSpeech(prepared)
+
+
+def bad_lengths(proof):
+    """Contents that lengths.pkl must not have."""
+    yield pickle.dumps(RunsCode(proof))
+    yield pickle.dumps({"a.pt": RunsCode(proof)})
+    yield from map(pickle.dumps, [["a.pt"], {"a.pt": 1.5}, {"a.pt": True}, {"a.pt": 0}, {"a": 5}, {5: 5}, {"a.pt": -1}])
+    yield from map(pickle.dumps, [{"../a.pt": 5}, {"/etc/a.pt": 5}, {"a\0.pt": 5}, {".pt": 5}])
+    yield pickle.dumps({"a.pt": 5})[:-3]
+    yield b""
+    yield b"\x80\x04r\xff\xff\xff\x7f."  # a memo of two thousand million entries
+    yield b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f"  # a string of 2^63 bytes
+
+
+@pytest.mark.parametrize("number", range(17))
+def test_bad_lengths_are_refused_and_run_nothing(tmp_path, number):
+    proof = tmp_path / "proof"
+    (tmp_path / "lengths.pkl").write_bytes(list(bad_lengths(proof))[number])
+    with pytest.raises(InputError, match=r"lengths\.pkl"):
+        load_lengths(tmp_path)
+    assert not proof.exists()
+
+
+def test_a_directory_that_is_not_prepared_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"has no lengths\.pkl"):
+        LibriSpeech(tmp_path)
+
+
+def test_a_split_is_a_directory_of_its_name_or_the_only_one_that_starts_with_it(tmp_path):
+    for name in ("train-clean-360-hires-norm.blogmel", "dev-clean-hires-norm-blogmel", "dev-clean-2", "dev"):
+        (tmp_path / name).mkdir()
+    assert find_split(tmp_path, "train-clean-360").name == "train-clean-360-hires-norm.blogmel"
+    assert find_split(tmp_path, "dev").name == "dev"
+    with pytest.raises(InputError, match="dev-clean-2 and dev-clean-hires-norm-blogmel start with it"):
+        find_split(tmp_path, "dev-clean")
+    with pytest.raises(InputError, match="no directory starts with it; .* holds dev, dev-clean-2"):
+        find_split(tmp_path, "test")

@@ -1,0 +1,127 @@
+"""Files that appear whole or not at all, names that stay in their directory, and one owner a directory."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from utils.errors import InputError, one_line
+
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl: there, two runs on one directory are not told apart
+    fcntl = None
+
+TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".writing-", ".tmp"
+LOCK_FILE = ".lock"
+MAX_JSON_BYTES = 64 << 20
+MAX_NAME_BYTES = 200  # file systems allow 255: leaves room for an ending and a temporary name
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `path` only when the block ends without an error.
+
+    Written beside, flushed to the disk, then renamed: a reader, a full disk or a killed process never sees half a
+    file. A symbolic link at `path` is replaced, not followed.
+
+    Yields:
+        A binary file.
+
+    Raises:
+        OSError: the disk is full or the directory cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(TEMPORARY_SUFFIX, TEMPORARY_PREFIX, path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, temporary):
+            error.filename = str(path)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files of processes that were killed while writing. Call it with the directory locked."""
+    for leftover in directory.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock_directory(directory: Path, what: str) -> Iterator[None]:
+    """Own a directory for the length of the block. The system frees the lock when the process dies, however it does.
+
+    Args:
+        directory: made if missing.
+        what: what the other process would be doing, for the error: "another run of this experiment".
+
+    Raises:
+        InputError: another process owns it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK_FILE).open("ab") as file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # by process, so that no forked worker keeps it
+            except (BlockingIOError, PermissionError) as error:
+                raise InputError(f"{directory} is in use by {what}; wait for it to end") from error
+        yield
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, indented and whole."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object of at most 64 MiB.
+
+    Raises:
+        InputError: the file is too large, damaged, or holds something other than an object.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise InputError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: not a file of this project")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it should hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def check_utterance_id(utterance: str, where: str) -> str:
+    """An utterance id that is safe as a file name, or an InputError that says where it stands.
+
+    Args:
+        utterance: the id.
+        where: file and line, for the error.
+    """
+    reason = None
+    if not utterance or utterance.startswith("."):
+        reason = "is empty or starts with a dot"
+    elif any(c in utterance for c in "/\\\0") or ".." in utterance:
+        reason = "holds a path separator, '..' or a NUL"
+    elif not utterance.isprintable():
+        reason = "holds a character that cannot be printed"
+    elif len(utterance.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        reason = f"is longer than {MAX_NAME_BYTES} bytes"
+    if reason:
+        raise InputError(f"{where}: refused: the utterance id {one_line(repr(utterance), 80)} {reason}")
+    return utterance

@@ -1,0 +1,66 @@
+"""The training objective: the L1 distance between the predicted frame and the one that came n frames later.
+
+Chung, Hsu, Tang and Glass (Interspeech 2019), equation 1: the sum over t of |x_{t+n} - y_t|, here as a mean. For
+shift n the model reads frames 1..T-n and is compared with frames n+1..T.
+"""
+
+from typing import Protocol
+
+import torch
+from torch.nn import functional as F
+
+from utils.packing import Packing, packing
+
+LOSSES = ("masked", "padded")
+
+
+class Predictor(Protocol):
+    """What the objective needs of a model: `predict` on packed frames, and its answer on padding."""
+
+    mel_dim: int
+    postnet: torch.nn.Module
+
+    def predict(self, frames: torch.Tensor, plan: Packing) -> torch.Tensor:
+        """Packed frames (frames, mel_dim) to packed predictions (frames, mel_dim)."""
+
+
+def apc_loss(
+    model: Predictor,
+    inputs: torch.Tensor,
+    lengths: torch.Tensor,
+    time_shift: int = 1,
+    loss: str = "masked",
+    max_seq_len: int | None = None,
+) -> torch.Tensor:
+    """The mean absolute error of the frames that come `time_shift` frames later.
+
+    Args:
+        model: an APCModel.
+        inputs: float (batch, seq_len, mel_dim), padded at the end; seq_len may be trimmed to the longest utterance.
+        lengths: int64 (batch,), on the CPU: true frames, each more than time_shift.
+        time_shift: n, in frames.
+        loss: 'masked', the mean over true frames and mel bins; or 'padded', as the released code has it: over the
+            padding too, where the prediction is the last layer's bias and the target zero.
+        max_seq_len: for 'padded', the frames every utterance was padded to (default: seq_len).
+
+    Returns:
+        A scalar, with its graph.
+    """
+    batch, seq_len, mel_dim = inputs.shape
+    plan = packing(lengths - time_shift, seq_len, inputs.device)
+    frames = inputs.reshape(batch * seq_len, mel_dim)
+    predicted = model.predict(frames[plan.index], plan)  # (frames, mel_dim)
+    targets = frames[plan.index + time_shift]  # (frames, mel_dim)
+    if loss == "masked":
+        return F.l1_loss(predicted, targets)
+    total = F.l1_loss(predicted, targets, reduction="sum")
+    padding = batch * ((max_seq_len or seq_len) - time_shift) - len(targets)  # frames
+    total = total + padding * model.postnet.layer.bias.abs().sum()
+    return total / ((len(targets) + padding) * mel_dim)
+
+
+def count_targets(lengths: torch.Tensor, time_shift: int, loss: str, max_seq_len: int) -> int:
+    """How many frames `apc_loss` is a mean over, so that batches can be averaged as one."""
+    if loss == "masked":
+        return int((lengths - time_shift).sum())
+    return len(lengths) * (max_seq_len - time_shift)

@@ -1,0 +1,54 @@
+"""SIGINT and SIGTERM as a request to finish what is under way, so that nothing is lost."""
+
+import os
+import signal
+from types import FrameType
+
+from utils.errors import Stopped
+
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+WORKER_GRACE = 30  # seconds
+
+
+class StopRequest:
+    """A context in which the first SIGINT or SIGTERM is noted and a second one stops the process at once.
+
+    A loop asks `check()` where its work is whole:
+
+        with StopRequest("run the same command again to continue") as stop:
+            for batch in batches:
+                work(batch)
+                stop.check()
+    """
+
+    def __init__(self, how_to_continue: str) -> None:
+        self.how_to_continue = how_to_continue
+        self.signum: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {signum: signal.signal(signum, self._note) for signum in HANDLED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(128 + signum)
+        self.signum = signum
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self.signum is not None:
+            raise Stopped(self.signum, f"stopped by {signal.Signals(self.signum).name}; {self.how_to_continue}")
+
+
+def ignore_in_worker(*_: object) -> None:
+    """Leave signals to the parent: a terminal or scheduler sends them to every process of the group.
+
+    A worker lives on for WORKER_GRACE seconds after SIGTERM, in which the parent finishes its step and lets it go.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))  # SIGALRM, not handled, ends the process
