@@ -9,7 +9,9 @@ A stack of unidirectional recurrent layers reads log-Mel frames x_1..x_t and pre
 Frames stay packed (true frames only, no padding) from the first layer to the last.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -29,7 +31,7 @@ class Prenet(nn.Module):
     def __init__(self, config: PrenetConfig) -> None:
         super().__init__()
         sizes = [config.input_size] + [config.hidden_size] * config.num_layers
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
         self.dropout = config.dropout
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -76,7 +78,7 @@ class APCModel(nn.Module):
         self.prenet = None if prenet_config is None else Prenet(prenet_config)
         sizes = [rnn_config.input_size] + [rnn_config.hidden_size] * rnn_config.num_layers
         rnn_class = RNN_CLASSES[rnn_config.rnn_type]
-        self.rnns = nn.ModuleList(rnn_class(*pair) for pair in zip(sizes, sizes[1:], strict=False))
+        self.rnns = nn.ModuleList(rnn_class(*pair) for pair in pairwise(sizes))
         self.postnet = Postnet(rnn_config.hidden_size, mel_dim)
 
     def forward(self, inputs: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,9 +142,8 @@ class APCModel(nn.Module):
 
     def predict(self, frames: torch.Tensor, plan: Packing) -> torch.Tensor:
         """Packed frames (frames, mel_dim) to packed predictions (frames, mel_dim): all that training needs."""
-        for frames in self.encode(frames, plan):  # noqa: B020: only the last layer is kept
-            pass
-        return self.postnet(frames)
+        last = deque(self.encode(frames, plan), maxlen=1).pop()  # the layers before it need not stay in memory
+        return self.postnet(last)
 
     def _has_residual(self, layer: int) -> bool:
         return self.rnn_config.residual and layer >= self.rnn_config.first_residual_layer

@@ -7,7 +7,7 @@ for batch in batches(make_loader(dataset, BatchOrder(dataset.lengths, 32, seed=0
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,12 +168,14 @@ class _Batched(Dataset):
         return Batch(inputs, lengths, indices)
 
 
-def make_loader(dataset: LibriSpeech, order: BatchOrder, num_workers: int = 0, pin_memory: bool = False) -> DataLoader:
+def make_loader(
+    dataset: LibriSpeech, order: Iterable[list[int]], num_workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
     """A loader of batches.
 
     Args:
         dataset: the utterances.
-        order: which of them make up each batch.
+        order: which of them make up each batch: a BatchOrder, or a list of lists of indices.
         num_workers: processes that read and assemble; 0 reads in this one.
         pin_memory: page-locked memory, from which copies to a GPU need not be waited for.
     """

@@ -3,6 +3,8 @@
 What the tests and benchmarks hold the project against; slow on a CPU, and easy to check by eye.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -17,9 +19,9 @@ class PlainAPC(nn.Module):
         if prenet_layers:
             self.prenet = nn.Module()
             sizes = [mel_dim] + [hidden_size] * prenet_layers
-            self.prenet.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+            self.prenet.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         sizes = [hidden_size if prenet_layers else mel_dim] + [hidden_size] * num_layers
-        self.rnns = nn.ModuleList(rnn_class(a, b, batch_first=True) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.rnns = nn.ModuleList(rnn_class(a, b, batch_first=True) for a, b in pairwise(sizes))
         self.postnet = nn.Module()
         self.postnet.layer = nn.Conv1d(hidden_size, mel_dim, kernel_size=1)
 

@@ -153,5 +153,5 @@ def test_a_split_is_a_directory_of_its_name_or_the_only_one_that_starts_with_it(
     assert find_split(tmp_path, "dev").name == "dev"
     with pytest.raises(InputError, match="dev-clean-2 and dev-clean-hires-norm-blogmel start with it"):
         find_split(tmp_path, "dev-clean")
-    with pytest.raises(InputError, match="no directory starts with it; .* holds dev, dev-clean-2"):
+    with pytest.raises(InputError, match=r"no directory starts with it; .* holds dev, dev-clean-2"):
         find_split(tmp_path, "test")

@@ -10,6 +10,7 @@ agree.
 import argparse
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,9 +82,11 @@ def load_untrusted(path: str | Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # s3prl's checkpoints hold their options so
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
-        raise InputError(f"{path} is damaged or would run code: {one_line(error, 200)}") from error
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))  # what torch.load names when it refuses a pickle
+        reason = f"would run code ({code[1]})" if code else f"is damaged: {one_line(error, 200)}"
+        raise InputError(f"{path} {reason}") from error
     for tensor in _tensors_of(loaded):
-        if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() > len(content):
+        if tensor.layout != torch.strided or max(tensor.untyped_storage().nbytes(), tensor.nbytes) > len(content):
             raise InputError(f"{path} is damaged: a tensor in it is larger than the file, or is not dense")
     return loaded
 

@@ -21,7 +21,7 @@ class StopRequest:
                 stop.check()
     """
 
-    def __init__(self, how_to_continue: str) -> None:
+    def __init__(self, how_to_continue: str = "") -> None:
         self.how_to_continue = how_to_continue
         self.signum: int | None = None
         self._previous: dict[int, object] = {}
@@ -42,7 +42,8 @@ class StopRequest:
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
         if self.signum is not None:
-            raise Stopped(self.signum, f"stopped by {signal.Signals(self.signum).name}; {self.how_to_continue}")
+            told = f"stopped by {signal.Signals(self.signum).name}"
+            raise Stopped(self.signum, f"{told}; {self.how_to_continue}" if self.how_to_continue else told)
 
 
 def ignore_in_worker(*_: object) -> None:

@@ -1,0 +1,183 @@
+"""Facts about loading checkpoints and extracting features."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_apc_model import HIDDEN, MEL, make_batch, make_models
+
+from datasets import LibriSpeech
+from load_pretrained_model import load_pretrained
+from utils.errors import InputError
+from utils.prepared import load_lengths, load_tensor
+
+SCRIPT = Path(__file__).parent.parent / "load_pretrained_model.py"
+
+
+class RunsCode:
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.proof}",)
+
+
+@pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
+@pytest.mark.parametrize("prenet_layers", [0, 2])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("residual", [False, True])
+def test_everything_is_found_from_the_weights_and_the_released_name(
+    tmp_path, rnn_type, prenet_layers, layers, residual
+):
+    model, _ = make_models(rnn_type, prenet_layers, residual, layers=layers)
+    path = tmp_path / f"bs32-rhl{layers}-rhs{HIDDEN}-rd0-adam{'-res' if residual else ''}-ts3.pt"
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)  # PyTorch 1.0's format
+    loaded = load_pretrained(path)
+    assert not loaded.training and loaded.time_shift == 3
+    for ours, theirs in zip(loaded(*make_batch()), model(*make_batch()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_loaded_model_can_be_trained_on(tmp_path):
+    model, _ = make_models()
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    loaded = load_pretrained(tmp_path / "m.pt", residual=True).train()
+    loaded(*make_batch())[0].square().mean().backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+    assert [p.shape for p in loaded.parameters()] == [p.shape for p in model.parameters()]
+
+
+def test_the_cells_pytorch_runs_see_the_loaded_weights(tmp_path):
+    """On a GPU the layers are PyTorch's own, with the list of weights they keep of themselves."""
+    model, plain = make_models(layers=1)
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    loaded = load_pretrained(tmp_path / "m.pt")
+    x = torch.randn(3, 1, MEL)
+    assert torch.equal(loaded.rnns[0](x)[0], model.rnns[0](x)[0])
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_config_json_beside_a_checkpoint_tells_residual_and_time_shift(tmp_path, residual):
+    model, _ = make_models(residual=residual)
+    torch.save(model.state_dict(), tmp_path / "foo__epoch_7.model")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"experiment_name": "foo", "rnn_residual": residual, "time_shift": 5})
+    )
+    loaded = load_pretrained(tmp_path / "foo__epoch_7.model")
+    assert loaded.time_shift == 5 and loaded.rnn_config.residual is residual
+    assert torch.equal(loaded(*make_batch())[1], model(*make_batch())[1])
+
+
+def test_an_s3prl_checkpoint_loads_and_its_residual_starts_at_layer_one(tmp_path):
+    model, _ = make_models(prenet_layers=0, hidden=MEL)  # where layer 0 could have a residual too
+    state = {
+        name.replace("rnns.", "rnn_layers.").replace("postnet.layer.", "postnet."): value.squeeze(-1)
+        for name, value in model.state_dict().items()
+    }
+    config = {"apc": {"n_future": 5, "paras": {"residual": True, "hidden_size": MEL}}}
+    saved = {"model": state, "config": config, "Args": argparse.Namespace(seed=1)}
+    torch.save(saved, tmp_path / "apc.ckpt")
+    loaded = load_pretrained(tmp_path / "apc.ckpt")
+    assert loaded.time_shift == 5 and loaded.rnn_config.residual and loaded.rnn_config.first_residual_layer == 1
+    inputs, lengths = make_batch()
+    expected = model(inputs, lengths)[1][0] - inputs
+    torch.testing.assert_close(loaded(inputs, lengths)[1][0], expected)
+
+
+def test_where_nothing_tells_of_a_residual_the_user_is_asked(tmp_path):
+    model, _ = make_models()
+    torch.save(model.state_dict(), tmp_path / "mine.pt")
+    with pytest.raises(InputError, match=r"mine\.pt.*residual=True or False; --residual or --no-residual"):
+        load_pretrained(tmp_path / "mine.pt")
+    assert load_pretrained(tmp_path / "mine.pt", residual=False, time_shift=2).time_shift == 2
+
+
+def spoilt(state):
+    """Checkpoints that must be refused, each with what the refusal names."""
+    without = {k: v for k, v in state.items() if k != "rnns.1.bias_hh_l0"}
+    yield without, r"rnns\.1\.bias_hh_l0 is nothing in the checkpoint, and \(27,\) in the model"
+    yield state | {"extra": torch.ones(2)}, r"extra is \(2,\) in the checkpoint, and nothing"
+    wrong = state | {"rnns.1.weight_ih_l0": torch.ones(27, 8)}
+    yield wrong, r"rnns\.1\.weight_ih_l0 is \(27, 8\) in the checkpoint, and \(27, 9\)"
+    yield state | {"rnns.0.weight_hh_l0": torch.ones(18, 9)}, r"rnns\.0\.weight_hh_l0 has shape \(18, 9\)"
+    yield state | {"rnns.0.weight_ih_l0": torch.ones(27, 7)}, r"rnns\.0\.weight_ih_l0 has shape \(27, 7\)"
+    yield state | {"rnns.0.weight_hh_l0": torch.ones(27, 0)}, r"rnns\.0\.weight_hh_l0 has shape \(27, 0\)"
+    yield state | {"rnns.0.weight_hh_l0": "nine"}, "rnns.0.weight_hh_l0"
+    yield {"encoder.weight": torch.ones(2, 2)}, r"it has no rnns\.0\.weight_hh_l0"
+    yield [1, 2], "holds a list"
+    huge = {f"rnns.{i}.bias_hh_l0": torch.ones(1) for i in range(1, 5000)}
+    yield state | huge, r"rnns\.1"
+    yield state | {"rnns.0.weight_hh_l0": torch.ones(1, 1).expand(3_000_000, 1_000_000)}, "larger than the file"
+
+
+@pytest.mark.parametrize("number", range(11))
+def test_another_model_is_refused_naming_the_key_and_both_shapes(tmp_path, number):
+    model, _ = make_models()
+    state, message = list(spoilt(model.state_dict()))[number]
+    torch.save(state, tmp_path / "bs32-rhl3-rhs9-rd0-adam-res-ts1.pt")
+    with pytest.raises(InputError, match=message):
+        load_pretrained(tmp_path / "bs32-rhl3-rhs9-rd0-adam-res-ts1.pt")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "code", "nested code", "text"])
+def test_a_damaged_checkpoint_is_refused_by_name_and_runs_nothing(tmp_path, damage):
+    path, proof = tmp_path / "x-res-ts1.pt", tmp_path / "proof"
+    model, _ = make_models()
+    torch.save(model.state_dict(), path)
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage in ("cut", "empty", "text"):
+        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"hello"}[damage])
+    else:
+        torch.save(RunsCode(proof) if damage == "code" else {"model": RunsCode(proof)}, path)
+    with pytest.raises(InputError, match=r"x-res-ts1\.pt"):
+        load_pretrained(path)
+    assert not proof.exists()
+
+
+def run_script(*arguments):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("layer", "shape"), [("-1", (HIDDEN,)), ("0", (HIDDEN,)), ("all", (3, HIDDEN))])
+def test_features_are_those_of_forward_trimmed_to_the_true_length(prepared, tmp_path, layer, shape):
+    model, _ = make_models()
+    path = tmp_path / "bs4-rhl3-rhs9-rd0-adam-res-ts1.pt"
+    torch.save(model.state_dict(), path)
+    out = tmp_path / "features"
+    result = run_script(
+        "--checkpoint", path, "--data", prepared, "--save_dir", out, "--layer", layer, "--batch_size", 4
+    )
+    assert result.returncode == 0, result.stderr
+    assert load_lengths(out) == load_lengths(prepared)
+    dataset = LibriSpeech(prepared)
+    for index, (x, length) in enumerate(dataset):
+        saved = load_tensor(out / f"{dataset.utterance(index)}.pt", dims=3 if layer == "all" else 2)
+        _, feats = model(x[None], [length])
+        expected = feats[:, 0, :length] if layer == "all" else feats[int(layer), 0, :length]
+        assert saved.shape == (*shape[:-1], length, HIDDEN)
+        torch.testing.assert_close(saved, expected)
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(prepared, tmp_path):
+    model, _ = make_models()
+    path = tmp_path / "a-res-ts1.pt"
+    path.write_bytes(b"no checkpoint")
+    good = tmp_path / "bs4-rhl3-rhs9-rd0-adam-res-ts1.pt"
+    torch.save(model.state_dict(), good)
+    for arguments in (
+        ("--checkpoint", path),
+        ("--checkpoint", tmp_path / "none.pt"),
+        ("--checkpoint", good, "--data", tmp_path, "--save_dir", tmp_path / "f"),
+        ("--checkpoint", good, "--data", prepared, "--save_dir", tmp_path / "f", "--layer", "7"),
+        ("--checkpoint", good, "--data", prepared, "--save_dir", "/proc/none"),
+    ):
+        result = run_script(*arguments)
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr

@@ -1,0 +1,344 @@
+"""Train an APC model on prepared utterances.
+
+    python train_apc.py                                        the papers' model but for --rnn_residual, on LibriSpeech
+    python train_apc.py --rnn_residual --time_shift 3 --experiment_name ts3
+    python train_apc.py --rnn_residual --time_shift 3 --experiment_name ts3 --resume
+
+Writes logs/<experiment_name>.dir/ (see utils/experiment.py). Can be killed at any moment: the same command with
+--resume goes on and ends with the same weights, bit for bit, on the same machine.
+"""
+
+import argparse
+import logging
+import math
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from apc_model import APCModel
+from datasets import Batch, BatchOrder, LibriSpeech, batches, find_split, make_loader
+from utils import PrenetConfig, RNNConfig
+from utils.errors import InputError, Stopped, run_script
+from utils.experiment import Experiment
+from utils.objective import apc_loss, count_targets
+from utils.options import MAY_CHANGE, parse_training_options, pick_device
+from utils.random_state import random_state, set_random_state
+from utils.signals import StopRequest
+
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adadelta": torch.optim.Adadelta,
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+}
+GUARDED_OPTIMIZERS = ("adam", "sgd")  # whose fused kernels leave a step out when told on the device, without a wait
+READ_EVERY = {"cpu": 1, "cuda": 50}  # steps between two readings of losses from the device: each one waits for it
+MAX_SKIPPED_IN_A_ROW = 5
+VALIDATION_FRAMES = 100_000  # padded frames in a validation batch: no gradients, so far more than in training
+LINE_EVERY_S = 60  # between lines on progress where there is no terminal for a bar
+FRAMES_PER_HOUR = 360_000  # of 10 ms
+
+log = logging.getLogger("apc")
+
+
+@dataclass
+class Progress:
+    """Where training is. Saved and restored whole.
+
+    Attributes:
+        epoch: the epoch under way, from 1.
+        batch: batches of it that are done.
+        step: batches done in all.
+        loss_sum, targets: sum over the epoch's batches of loss x target frames, and of target frames.
+        best_val_loss: the lowest so far.
+        skipped_in_a_row: batches left out since the last good one, for a loss or gradient that was not finite.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    targets: int = 0
+    best_val_loss: float = math.inf
+    skipped_in_a_row: int = 0
+
+
+class Unread(NamedTuple):
+    """A step whose loss has not been read from the device."""
+
+    step: int
+    indices: list[int]
+    frames: int
+    targets: int
+    values: torch.Tensor  # (2,): loss, gradient norm
+
+
+class Trainer:
+    """Trains a model and keeps an experiment's directory up to date with it."""
+
+    def __init__(
+        self, options: argparse.Namespace, experiment: Experiment, sets: tuple[LibriSpeech, LibriSpeech]
+    ) -> None:
+        self.options = options
+        self.experiment = experiment
+        self.train_set, self.val_set = sets
+        self.device = pick_device(options.device)
+        torch.manual_seed(options.seed)
+        self.model = build_model(options).to(self.device)
+        fused = {"fused": True} if options.optimizer in GUARDED_OPTIMIZERS else {}
+        self.optimizer = OPTIMIZERS[options.optimizer](self.model.parameters(), lr=options.learning_rate, **fused)
+        self.order = BatchOrder(self.train_set.lengths, options.batch_size, options.seed, options.bucketing)
+        self.progress = Progress()
+        self.unread: list[Unread] = []
+        self.last_save = self.last_read = self.last_line = time.monotonic()
+        self.last_saved_step = 0
+
+    def run(self, stop: StopRequest) -> None:
+        """Train from where the experiment stands to its end, or until a signal comes.
+
+        Raises:
+            Stopped: a signal came; the state is saved.
+            InputError: data are damaged, or a loss is not finite; the last good state is saved.
+        """
+        self.restore()
+        self.experiment.open_curves(self.progress.step + 1)
+        if self.progress.step == 0:
+            self.experiment.save_weights(self.model, 0)
+        try:
+            while self.progress.epoch <= self.options.epochs and not self.is_out_of_steps():
+                self.train_epoch(stop)
+        except (InputError, Stopped) as ending:
+            if not self.unread:  # else later steps were taken on top of the bad one: the last save is the good state
+                self.save()
+            ending.args = (f"{ending}; continue with the same command and --resume",)
+            raise
+
+    def train_epoch(self, stop: StopRequest) -> None:
+        """What is left of an epoch: its batches, validation, checkpoint."""
+        progress = self.progress
+        self.order.epoch, self.order.first_batch = progress.epoch, progress.batch
+        loader = make_loader(self.train_set, self.order, self.options.load_data_workers, self.device.type == "cuda")
+        self.last_read = time.monotonic()
+        bar = tqdm(total=len(self.order), initial=progress.batch, desc=f"epoch {progress.epoch}", disable=None)
+        with bar, closing(batches(loader)) as epoch_batches:
+            for batch in epoch_batches:
+                self.train_step(batch)
+                if len(self.unread) >= READ_EVERY[self.device.type]:
+                    self.read_losses(bar)
+                bar.update()
+                stop.check()
+                is_last = progress.batch == len(self.order)
+                if self.is_out_of_steps() and not is_last:
+                    break
+                if self.is_save_due() and not is_last:  # the epoch's end saves too, after its points on the curves
+                    self.read_losses(bar)
+                    self.save()
+            self.read_losses(bar)
+        if progress.batch == len(self.order):
+            self.end_epoch(stop)
+        else:
+            log.info("epoch %d: stopped by --max_steps after %d steps", progress.epoch, progress.step)
+            self.experiment.save_weights(self.model, progress.epoch)
+            self.save()
+
+    def train_step(self, batch: Batch) -> None:
+        """One step of the optimizer, left out where the loss or the gradient is not finite."""
+        inputs = batch.inputs.to(self.device, non_blocking=True)  # (batch, longest, mel_dim)
+        loss = self.loss(inputs, batch.lengths, self.train_set.max_seq_len)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_thresh)
+        values = torch.stack([loss.detach(), norm])
+        is_bad = (~values.isfinite().all()).float()
+        if self.options.optimizer in GUARDED_OPTIMIZERS:
+            self.optimizer.found_inf = is_bad
+            self.optimizer.step()
+        elif not is_bad:
+            self.optimizer.step()
+        self.progress.step += 1
+        self.progress.batch += 1
+        targets = count_targets(batch.lengths, self.options.time_shift, self.options.loss, self.train_set.max_seq_len)
+        self.unread.append(Unread(self.progress.step, batch.indices, int(batch.lengths.sum()), targets, values))
+
+    def loss(self, inputs: torch.Tensor, lengths: torch.Tensor, max_seq_len: int) -> torch.Tensor:
+        """The objective that the options name; inputs (batch, longest, mel_dim), lengths (batch,) on the CPU."""
+        return apc_loss(self.model, inputs, lengths, self.options.time_shift, self.options.loss, max_seq_len)
+
+    def read_losses(self, bar: tqdm) -> None:
+        """Read the losses of the steps since the last reading, add them up and put them on the curves."""
+        if not self.unread:
+            return
+        values = torch.stack([step.values for step in self.unread]).tolist()  # waits for the device, once
+        seconds = time.monotonic() - self.last_read
+        speed = sum(step.frames for step in self.unread) / max(seconds, 1e-9)
+        for number, (step, (loss, norm)) in enumerate(zip(self.unread, values, strict=True)):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self.leave_out(step, loss, norm, is_latest=number == len(values) - 1)
+                continue
+            self.progress.skipped_in_a_row = 0
+            self.progress.loss_sum += loss * step.targets
+            self.progress.targets += step.targets
+            points = {"loss": loss, "gradient_norm": norm, "learning_rate": self.options.learning_rate}
+            for curve, value in (points | {"frames_per_second": speed}).items():
+                self.experiment.add_point(f"step/{curve}", value, step.step)
+        self.unread.clear()
+        self.last_read = time.monotonic()
+        bar.set_postfix_str(f"loss {values[-1][0]:.4f}, {speed:,.0f} frames/s", refresh=False)
+        if bar.disable and self.last_read - self.last_line > LINE_EVERY_S:
+            self.last_line = self.last_read
+            log.info("epoch %d: batch %d of %d, %s", self.progress.epoch, self.progress.batch, len(self.order),
+                     f"loss {values[-1][0]:.4f}, {speed:,.0f} frames/s")  # fmt: skip
+
+    def leave_out(self, step: Unread, loss: float, norm: float, is_latest: bool) -> None:
+        """Deal with a step whose loss or gradient was not finite: its update was not made.
+
+        Raises:
+            InputError: --on_nonfinite stop, or too many in a row.
+        """
+        self.progress.skipped_in_a_row += 1
+        names = " ".join(self.train_set.utterance(index) for index in step.indices)
+        found = f"step {step.step}: loss {loss}, gradient norm {norm}; its batch: {names}"
+        if self.options.on_nonfinite == "skip" and self.progress.skipped_in_a_row <= MAX_SKIPPED_IN_A_ROW:
+            log.warning("left out %s", found)
+            return
+        if is_latest:  # the weights are those before this step: so shall be the state that is saved
+            self.unread.clear()
+            self.progress.step -= 1
+            self.progress.batch -= 1
+            self.progress.skipped_in_a_row = 0
+        raise InputError(f"{found} ({self.progress.skipped_in_a_row or 1} in a row)")
+
+    def end_epoch(self, stop: StopRequest) -> None:
+        """Validate, log, write the epoch's weights and save."""
+        progress, epoch = self.progress, self.progress.epoch
+        val_loss = self.validate(stop)
+        train_loss = progress.loss_sum / max(progress.targets, 1)
+        progress.best_val_loss = min(progress.best_val_loss, val_loss)
+        self.experiment.add_point("epoch/train_loss", train_loss, progress.step)
+        self.experiment.add_point("epoch/val_loss", val_loss, progress.step)
+        path = self.experiment.save_weights(self.model, epoch)
+        log.info("epoch %d: training loss %.4f, validation loss %.4f (best %.4f), step %d, %s",
+                 epoch, train_loss, val_loss, progress.best_val_loss, progress.step, path)  # fmt: skip
+        progress.epoch, progress.batch, progress.loss_sum, progress.targets = epoch + 1, 0, 0.0, 0
+        self.save()
+
+    @torch.no_grad()
+    def validate(self, stop: StopRequest) -> float:
+        """The loss over the validation set, in the largest batches that fit."""
+        batch_size = max(1, VALIDATION_FRAMES // max(self.val_set.lengths))
+        self.model.eval()
+        try:
+            while True:
+                try:
+                    return self.mean_loss(batch_size, stop)
+                except torch.OutOfMemoryError:
+                    if batch_size == 1:
+                        raise
+                    batch_size //= 2
+        finally:
+            self.model.train()
+
+    def mean_loss(self, batch_size: int, stop: StopRequest) -> float:
+        """The loss over the validation set in batches of a size."""
+        order = BatchOrder(self.val_set.lengths, batch_size, bucketing=True)
+        loss_sum, targets = torch.zeros((), device=self.device), 0
+        loader = make_loader(self.val_set, order, self.options.load_data_workers, self.device.type == "cuda")
+        with closing(batches(loader)) as val_batches:
+            for batch in val_batches:
+                inputs = batch.inputs.to(self.device, non_blocking=True)
+                max_seq_len = self.val_set.max_seq_len
+                count = count_targets(batch.lengths, self.options.time_shift, self.options.loss, max_seq_len)
+                loss_sum += count * self.loss(inputs, batch.lengths, max_seq_len)
+                targets += count
+                stop.check()
+        return loss_sum.item() / targets
+
+    def is_out_of_steps(self) -> bool:
+        """Whether --max_steps is reached."""
+        return self.options.max_steps is not None and self.progress.step >= self.options.max_steps
+
+    def is_save_due(self) -> bool:
+        """Whether --save_every has passed since the last save."""
+        steps = self.progress.step - self.last_saved_step
+        return self.options.save_every.is_due(steps, time.monotonic() - self.last_save)
+
+    def save(self) -> None:
+        """Save all that resuming needs."""
+        state = {
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(),
+        }
+        self.experiment.save_state(state, self.progress.step)
+        self.last_save, self.last_saved_step = time.monotonic(), self.progress.step
+
+    def restore(self) -> None:
+        """Take up the experiment's last saved state, if it has one."""
+        state = self.experiment.load_state()
+        if state is None:
+            return
+        self.progress = Progress(**state["progress"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        set_random_state(state["random"])
+        self.last_saved_step = self.progress.step
+        log.info("epoch %d, batch %d, step %d", self.progress.epoch, self.progress.batch, self.progress.step)
+
+
+def build_model(options: argparse.Namespace) -> APCModel:
+    """The model that the options describe, with fresh weights."""
+    mel_dim, hidden_size = options.feature_dim, options.rnn_hidden_size
+    prenet = None
+    if options.prenet_num_layers:
+        prenet = PrenetConfig(mel_dim, hidden_size, options.prenet_num_layers, options.prenet_dropout)
+    rnn_input_size = hidden_size if prenet else mel_dim
+    rnn = RNNConfig(rnn_input_size, hidden_size, options.rnn_num_layers, options.rnn_dropout, options.rnn_residual,
+                    options.rnn_type)  # fmt: skip
+    return APCModel(mel_dim, prenet, rnn)
+
+
+def load_sets(options: argparse.Namespace) -> tuple[LibriSpeech, LibriSpeech]:
+    """The training and the validation set, less the utterances too short for the time shift."""
+    sets = []
+    for names in (options.train_split, options.val_split):
+        paths = [find_split(options.librispeech_path, name) for name in names]
+        dataset = LibriSpeech(paths, longer_than=options.time_shift)
+        if dataset.mel_dim != options.feature_dim:
+            raise InputError(f"{paths[0]} has frames of {dataset.mel_dim} but --feature_dim is {options.feature_dim}")
+        sets.append(dataset)
+    return tuple(sets)
+
+
+def make_config(options: argparse.Namespace, sets: tuple[LibriSpeech, LibriSpeech]) -> dict[str, Any]:
+    """What config.json holds: every option, and digests of the data, so that a run can be made again."""
+    config = {**vars(options), "save_every": options.save_every.text}
+    return config | {"train_data": sets[0].fingerprint(), "val_data": sets[1].fingerprint(), "torch": torch.__version__}
+
+
+def main() -> None:
+    """Train."""
+    options = parse_training_options()
+    sets = load_sets(options)
+    experiment = Experiment(options.store_path, options.experiment_name, make_config(options, sets),
+                            options.resume, options.overwrite, MAY_CHANGE)  # fmt: skip
+    with StopRequest() as stop, experiment:
+        trainer = Trainer(options, experiment, sets)
+        for name, dataset in zip(("training", "validation"), sets, strict=True):
+            log.info("%s set: %d utterances, %.2f hours, %d of %d frames or fewer left out (%s)", name, len(dataset),
+                     sum(dataset.lengths) / FRAMES_PER_HOUR, dataset.left_out, options.time_shift,
+                     ", ".join(map(str, dataset.paths)))  # fmt: skip
+        log.info("%d parameters, on %s; curves: tensorboard --logdir %s",
+                 sum(p.numel() for p in trainer.model.parameters()), trainer.device, experiment.path)  # fmt: skip
+        trainer.run(stop)
+        log.info("done: %d steps; checkpoints are in %s", trainer.progress.step, experiment.path)
+
+
+if __name__ == "__main__":
+    run_script(main)

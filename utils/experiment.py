@@ -1,0 +1,176 @@
+"""The directory of one experiment: its configuration, log, TensorBoard curves and checkpoints.
+
+logs/<name>.dir/
+    config.json             every option, and what is needed to rebuild the model
+    <name>.log              what was printed
+    <name>.tb_log/          TensorBoard
+    <name>__epoch_N.model   the weights after epoch N: a bare state dict with the released names
+    <name>__step_N.state    all that resuming needs, of the last two saves
+"""
+
+import contextlib
+import logging
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from utils.errors import InputError, one_line
+from utils.files import (
+    LOCK_FILE,
+    atomic_write,
+    check_utterance_id,
+    lock_directory,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
+from utils.prepared import load_untrusted
+
+STATES_KEPT = 2
+
+log = logging.getLogger("apc")
+
+
+class Experiment:
+    """Owned by one process at a time; use as a context.
+
+    Args:
+        store_path: where experiments are.
+        name: the experiment's name.
+        config: what config.json will hold (JSON types).
+        resume: continue the experiment that is there, or start where there is none.
+        overwrite: remove the experiment that is there.
+        may_change: options that may differ when an experiment is resumed.
+
+    Raises:
+        InputError: the name holds an experiment already, or another process owns it; or the experiment to resume was
+            started with other options.
+    """
+
+    def __init__(
+        self,
+        store_path: str | Path,
+        name: str,
+        config: dict[str, Any],
+        resume: bool = False,
+        overwrite: bool = False,
+        may_change: frozenset[str] = frozenset(),
+    ) -> None:
+        self.name = check_utterance_id(name, "--experiment_name")
+        self.path = Path(store_path) / f"{name}.dir"
+        self.config_path = self.path / "config.json"
+        self._config, self._resume, self._overwrite, self._may_change = config, resume, overwrite, may_change
+        self._stack = contextlib.ExitStack()
+        self._writer: SummaryWriter | None = None
+
+    def __enter__(self) -> "Experiment":
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock_directory(self.path, "another run of this experiment"))
+            remove_leftovers(self.path)
+            if self._overwrite:
+                self._empty()
+            elif self.config_path.exists() and not self._resume:
+                raise InputError(f"{self.path} already holds an experiment; continue it with --resume, give another "
+                                 "--experiment_name, or --overwrite it")  # fmt: skip
+            elif self.config_path.exists():
+                self._check_options(read_json(self.config_path))
+            write_json(self.config_path, self._config)
+            self._start_log(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._stack.close()
+
+    @property
+    def tensorboard_path(self) -> Path:
+        """Where TensorBoard finds the curves."""
+        return self.path / f"{self.name}.tb_log"
+
+    def open_curves(self, first_step: int) -> None:
+        """Start or go on writing curves. Points of `first_step` and later that an interrupted run wrote are void."""
+        self._writer = SummaryWriter(str(self.tensorboard_path), purge_step=first_step if first_step > 1 else None)
+
+    def add_point(self, curve: str, value: float, step: int) -> None:
+        """Add a point to a curve."""
+        self._writer.add_scalar(curve, value, step)
+
+    def save_weights(self, model: torch.nn.Module, epoch: int) -> Path:
+        """Write <name>__epoch_N.model: a bare state dict, on the CPU, with the released parameter names."""
+        path = self.path / f"{self.name}__epoch_{epoch}.model"
+        weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        with atomic_write(path) as file:
+            torch.save(weights, file)
+        return path
+
+    def save_state(self, state: dict[str, Any], step: int) -> Path:
+        """Write all that resuming needs, flush the curves up to it, and keep the last two such files."""
+        self._writer.flush()
+        path = self.path / f"{self.name}__step_{step}.state"
+        with atomic_write(path) as file:
+            torch.save(state, file)
+        for old in self._states()[:-STATES_KEPT]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The last saved state, or the one before where the last is damaged; None where there is none."""
+        states = self._states()
+        for path in reversed(states):
+            try:
+                state = load_untrusted(path)
+                log.info("resuming from %s", path)
+                return state
+            except InputError as error:
+                log.warning("%s", error)
+        if states:
+            raise InputError(f"no saved state of {self.path} can be read; --overwrite the experiment")
+        return None
+
+    def _states(self) -> list[Path]:
+        """Saved states, oldest first."""
+        numbered = re.compile(re.escape(self.name) + r"__step_(\d+)\.state")
+        found = [(int(match[1]), path) for path in self.path.iterdir() if (match := numbered.fullmatch(path.name))]
+        return [path for _, path in sorted(found)]
+
+    def _check_options(self, before: dict[str, Any]) -> None:
+        changed = [
+            f"{key} was {one_line(before.get(key), 60)} and is now {one_line(self._config.get(key), 60)}"
+            for key in sorted(self._config.keys() | before.keys())
+            if key not in self._may_change and self._config.get(key) != before.get(key)
+        ]
+        if changed:
+            raise InputError(f"{self.path} cannot be resumed with other options: {'; '.join(changed)}")
+
+    def _empty(self) -> None:
+        """Remove an experiment's own files, and nothing else."""
+        shutil.rmtree(self.tensorboard_path, ignore_errors=True)
+        for path in self.path.iterdir():
+            if path.name.startswith(f"{self.name}__") and path.suffix in (".model", ".state"):
+                path.unlink()
+        (self.path / f"{self.name}.log").unlink(missing_ok=True)
+        self.config_path.unlink(missing_ok=True)
+        others = sorted(path.name for path in self.path.iterdir() if path.name != LOCK_FILE)
+        if others:
+            log.warning("%s also holds %s, left as they are", self.path, one_line(", ".join(others), 200))
+
+    def _start_log(self, stack: contextlib.ExitStack) -> None:
+        """Send the log to the terminal and to <name>.log."""
+        logging.raiseExceptions = False  # a full disk must not print a traceback for every line of the log
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+        for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(self.path / f"{self.name}.log")):
+            handler.setFormatter(formatter)
+            log.addHandler(handler)
+            stack.callback(handler.close)
+            stack.callback(log.removeHandler, handler)
+        stack.enter_context(logging_redirect_tqdm([log]))
