@@ -202,8 +202,9 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
             if isinstance(batch, InputError):
                 raise batch
             yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        # the last three are what is seen where the process dies after it announced a batch and before handing it over
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise InputError(
             f"a data loading process died ({one_line(error, 200)}); if memory ran out, lower --load_data_workers"

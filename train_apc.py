@@ -26,18 +26,11 @@ from utils import PrenetConfig, RNNConfig
 from utils.errors import InputError, Stopped, run_script
 from utils.experiment import Experiment
 from utils.objective import apc_loss, count_targets
+from utils.optimizers import make_optimizer, step_if_finite
 from utils.options import MAY_CHANGE, parse_training_options, pick_device
 from utils.random_state import random_state, set_random_state
 from utils.signals import StopRequest
 
-OPTIMIZERS = {
-    "adam": torch.optim.Adam,
-    "adadelta": torch.optim.Adadelta,
-    "sgd": torch.optim.SGD,
-    "adagrad": torch.optim.Adagrad,
-    "rmsprop": torch.optim.RMSprop,
-}
-GUARDED_OPTIMIZERS = ("adam", "sgd")  # whose fused kernels leave a step out when told on the device, without a wait
 READ_EVERY = {"cpu": 1, "cuda": 50}  # steps between two readings of losses from the device: each one waits for it
 MAX_SKIPPED_IN_A_ROW = 5
 VALIDATION_FRAMES = 100_000  # padded frames in a validation batch: no gradients, so far more than in training
@@ -91,13 +84,14 @@ class Trainer:
         self.device = pick_device(options.device)
         torch.manual_seed(options.seed)
         self.model = build_model(options).to(self.device)
-        fused = {"fused": True} if options.optimizer in GUARDED_OPTIMIZERS else {}
-        self.optimizer = OPTIMIZERS[options.optimizer](self.model.parameters(), lr=options.learning_rate, **fused)
+        self.optimizer = make_optimizer(options.optimizer, self.model.parameters(), options.learning_rate)
         self.order = BatchOrder(self.train_set.lengths, options.batch_size, options.seed, options.bucketing)
         self.progress = Progress()
         self.unread: list[Unread] = []
         self.last_save = self.last_read = self.last_line = time.monotonic()
         self.last_saved_step = 0
+        self.is_good = True  # whether the weights are worth saving
+        self.bar = tqdm(disable=True)
 
     def run(self, stop: StopRequest) -> None:
         """Train from where the experiment stands to its end, or until a signal comes.
@@ -114,7 +108,8 @@ class Trainer:
             while self.progress.epoch <= self.options.epochs and not self.is_out_of_steps():
                 self.train_epoch(stop)
         except (InputError, Stopped) as ending:
-            if not self.unread:  # else later steps were taken on top of the bad one: the last save is the good state
+            self.read_losses()
+            if self.is_good:
                 self.save()
             ending.args = (f"{ending}; continue with the same command and --resume",)
             raise
@@ -125,21 +120,21 @@ class Trainer:
         self.order.epoch, self.order.first_batch = progress.epoch, progress.batch
         loader = make_loader(self.train_set, self.order, self.options.load_data_workers, self.device.type == "cuda")
         self.last_read = time.monotonic()
-        bar = tqdm(total=len(self.order), initial=progress.batch, desc=f"epoch {progress.epoch}", disable=None)
-        with bar, closing(batches(loader)) as epoch_batches:
+        self.bar = tqdm(total=len(self.order), initial=progress.batch, desc=f"epoch {progress.epoch}", disable=None)
+        with self.bar, closing(batches(loader)) as epoch_batches:
             for batch in epoch_batches:
                 self.train_step(batch)
                 if len(self.unread) >= READ_EVERY[self.device.type]:
-                    self.read_losses(bar)
-                bar.update()
+                    self.read_losses()
+                self.bar.update()
                 stop.check()
                 is_last = progress.batch == len(self.order)
                 if self.is_out_of_steps() and not is_last:
                     break
                 if self.is_save_due() and not is_last:  # the epoch's end saves too, after its points on the curves
-                    self.read_losses(bar)
+                    self.read_losses()
                     self.save()
-            self.read_losses(bar)
+            self.read_losses()
         if progress.batch == len(self.order):
             self.end_epoch(stop)
         else:
@@ -155,12 +150,7 @@ class Trainer:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_thresh)
         values = torch.stack([loss.detach(), norm])
-        is_bad = (~values.isfinite().all()).float()
-        if self.options.optimizer in GUARDED_OPTIMIZERS:
-            self.optimizer.found_inf = is_bad
-            self.optimizer.step()
-        elif not is_bad:
-            self.optimizer.step()
+        step_if_finite(self.optimizer, values)
         self.progress.step += 1
         self.progress.batch += 1
         targets = count_targets(batch.lengths, self.options.time_shift, self.options.loss, self.train_set.max_seq_len)
@@ -170,16 +160,17 @@ class Trainer:
         """The objective that the options name; inputs (batch, longest, mel_dim), lengths (batch,) on the CPU."""
         return apc_loss(self.model, inputs, lengths, self.options.time_shift, self.options.loss, max_seq_len)
 
-    def read_losses(self, bar: tqdm) -> None:
+    def read_losses(self) -> None:
         """Read the losses of the steps since the last reading, add them up and put them on the curves."""
         if not self.unread:
             return
         values = torch.stack([step.values for step in self.unread]).tolist()  # waits for the device, once
         seconds = time.monotonic() - self.last_read
         speed = sum(step.frames for step in self.unread) / max(seconds, 1e-9)
-        for number, (step, (loss, norm)) in enumerate(zip(self.unread, values, strict=True)):
+        steps, self.unread = self.unread, []
+        for step, (loss, norm) in zip(steps, values, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                self.leave_out(step, loss, norm, is_latest=number == len(values) - 1)
+                self.leave_out(step, loss, norm)
                 continue
             self.progress.skipped_in_a_row = 0
             self.progress.loss_sum += loss * step.targets
@@ -187,32 +178,30 @@ class Trainer:
             points = {"loss": loss, "gradient_norm": norm, "learning_rate": self.options.learning_rate}
             for curve, value in (points | {"frames_per_second": speed}).items():
                 self.experiment.add_point(f"step/{curve}", value, step.step)
-        self.unread.clear()
         self.last_read = time.monotonic()
-        bar.set_postfix_str(f"loss {values[-1][0]:.4f}, {speed:,.0f} frames/s", refresh=False)
-        if bar.disable and self.last_read - self.last_line > LINE_EVERY_S:
+        self.bar.set_postfix_str(f"loss {values[-1][0]:.4f}, {speed:,.0f} frames/s", refresh=False)
+        if self.bar.disable and self.last_read - self.last_line > LINE_EVERY_S:
             self.last_line = self.last_read
             log.info("epoch %d: batch %d of %d, %s", self.progress.epoch, self.progress.batch, len(self.order),
                      f"loss {values[-1][0]:.4f}, {speed:,.0f} frames/s")  # fmt: skip
 
-    def leave_out(self, step: Unread, loss: float, norm: float, is_latest: bool) -> None:
+    def leave_out(self, step: Unread, loss: float, norm: float) -> None:
         """Deal with a step whose loss or gradient was not finite: its update was not made.
 
         Raises:
             InputError: --on_nonfinite stop, or too many in a row.
         """
-        self.progress.skipped_in_a_row += 1
+        progress = self.progress
+        progress.skipped_in_a_row += 1
         names = " ".join(self.train_set.utterance(index) for index in step.indices)
         found = f"step {step.step}: loss {loss}, gradient norm {norm}; its batch: {names}"
-        if self.options.on_nonfinite == "skip" and self.progress.skipped_in_a_row <= MAX_SKIPPED_IN_A_ROW:
+        if self.options.on_nonfinite == "skip" and progress.skipped_in_a_row <= MAX_SKIPPED_IN_A_ROW:
             log.warning("left out %s", found)
             return
-        if is_latest:  # the weights are those before this step: so shall be the state that is saved
-            self.unread.clear()
-            self.progress.step -= 1
-            self.progress.batch -= 1
-            self.progress.skipped_in_a_row = 0
-        raise InputError(f"{found} ({self.progress.skipped_in_a_row or 1} in a row)")
+        self.is_good = step.step == progress.step  # else later steps were taken on top: the last save stays the last
+        progress.step, progress.batch = progress.step - 1, progress.batch - 1  # resuming meets the batch again
+        in_a_row, progress.skipped_in_a_row = progress.skipped_in_a_row, 0
+        raise InputError(f"{found}; left out {in_a_row} in a row, --on_nonfinite skip allows {MAX_SKIPPED_IN_A_ROW}")
 
     def end_epoch(self, stop: StopRequest) -> None:
         """Validate, log, write the epoch's weights and save."""
@@ -257,6 +246,11 @@ class Trainer:
                 loss_sum += count * self.loss(inputs, batch.lengths, max_seq_len)
                 targets += count
                 stop.check()
+        if not loss_sum.isfinite():
+            names = [self.val_set.utterance(i) for i, (x, n) in enumerate(self.val_set) if not x[:n].isfinite().all()]
+            raise InputError(
+                f"the validation loss is {loss_sum.item()}; not finite in the data: {' '.join(names) or 'none'}"
+            )
         return loss_sum.item() / targets
 
     def is_out_of_steps(self) -> bool:

@@ -13,7 +13,17 @@ OPTIMIZERS = ("adam", "adadelta", "sgd", "adagrad", "rmsprop")
 
 # What may differ when an experiment is resumed: it changes how long or where training runs, not its result.
 MAY_CHANGE = frozenset(
-    "epochs max_steps device load_data_workers save_every on_nonfinite librispeech_path store_path resume overwrite torch".split()
+    (
+        "epochs",
+        "max_steps",
+        "device",
+        "load_data_workers",
+        "save_every",
+        "on_nonfinite",
+        "librispeech_path",
+        "store_path",
+    )
+    + ("resume", "overwrite", "torch")
 )
 
 
@@ -81,7 +91,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
         help="The optimizer, with PyTorch's defaults but for the rate.",
     )
     add("--batch_size", type=positive, default=32, help="Number of utterances in a batch.")
-    add("--learning_rate", type=float, default=1e-4, help="The learning rate.")
+    add("--learning_rate", type=float, default=1e-4, help="The learning rate of the optimizer.")
     add("--epochs", type=natural, default=100, help="Number of passes over the training set.")
     add("--max_steps", type=positive, default=None, help="Stop after this many steps, even within an epoch.")
     add("--time_shift", type=positive, default=1, help="How many frames ahead the model predicts: n of the paper.")

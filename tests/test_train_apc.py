@@ -1,0 +1,315 @@
+"""Facts about training: what it writes, that it follows the plain formulation, and that nothing is lost."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_prepared
+from plain_apc import PlainAPC, plain_loss
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train_apc
+from datasets import BatchOrder, LibriSpeech
+from load_pretrained_model import load_pretrained
+from utils.errors import InputError, Stopped
+from utils.options import parse_training_options
+from utils.prepared import load_tensor, load_untrusted, save_tensor
+
+MEL, SEQ = 5, 30
+SMALL = (
+    f"--feature_dim {MEL} --rnn_hidden_size 8 --rnn_num_layers 2 --rnn_residual --batch_size 4 --epochs 3 "
+    "--load_data_workers 0 --learning_rate 1e-2 --librispeech_path data --train_split train --val_split dev"
+)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A directory with prepared splits: 18 utterances to train on (5 batches), 5 to validate on."""
+    monkeypatch.chdir(tmp_path)
+    make_prepared(tmp_path / "data/train", [30, 3, 17, 25, 8, 1, 29, 12, 20, 5, 9, 14, 2, 30, 22, 11, 7, 19], SEQ, MEL)
+    make_prepared(tmp_path / "data/dev", [30, 12, 4, 9, 21], SEQ, MEL, seed=1)
+    return tmp_path
+
+
+def train(monkeypatch, *options, base=SMALL):
+    """Run train_apc.py in this process."""
+    monkeypatch.setattr(sys, "argv", ["train_apc.py", *base.split(), *map(str, options)])
+    train_apc.main()
+
+
+def stop_at(monkeypatch, step, action):
+    """Do something when a training step is done."""
+    train_step = train_apc.Trainer.train_step
+
+    def watched(self, batch):
+        train_step(self, batch)
+        if self.progress.step == step:
+            action()
+
+    monkeypatch.setattr(train_apc.Trainer, "train_step", watched)
+
+
+def curves(experiment):
+    """{curve: [(step, value)]} as TensorBoard shows them; speed aside, which no two runs share."""
+    events = EventAccumulator(str(next(experiment.glob("*.tb_log"))), size_guidance={"scalars": 0}).Reload()
+    names = [name for name in events.Tags()["scalars"] if not name.endswith("frames_per_second")]
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+
+
+def weights(experiment):
+    """{file name: bytes} of an experiment's checkpoints, without the experiment's name."""
+    return {path.name.split("__")[1]: path.read_bytes() for path in experiment.glob("*.model")}
+
+
+def test_the_released_options_keep_their_names_and_defaults():
+    options = vars(parse_training_options([]))
+    released = {
+        "prenet_num_layers": 0, "prenet_dropout": 0, "rnn_num_layers": 3, "rnn_hidden_size": 512, "rnn_dropout": 0,
+        "rnn_residual": False, "optimizer": "adam", "batch_size": 32, "learning_rate": 1e-4, "epochs": 100,
+        "time_shift": 1, "clip_thresh": 1.0, "feature_dim": 80, "load_data_workers": 2, "experiment_name": "foo",
+        "store_path": "./logs", "librispeech_path": "./librispeech_data/preprocessed",
+    }  # fmt: skip
+    assert released.items() <= options.items()
+    assert options["train_split"] == ["train-clean-360"] and options["val_split"] == ["dev-clean"]
+
+
+def test_every_option_is_explained_in_a_sentence(monkeypatch):
+    described = []
+    add_argument = argparse._ActionsContainer.add_argument
+
+    def noted(self, *names, **settings):
+        described.append((names, settings.get("help", "")))
+        return add_argument(self, *names, **settings)
+
+    monkeypatch.setattr(argparse._ActionsContainer, "add_argument", noted)
+    parse_training_options([])
+    for names, text in described:
+        assert "-h" in names or (text[0].isupper() and text.endswith(".") and text.count(" ") >= 3), names
+
+
+def test_without_a_split_named_it_finds_what_the_readme_prepares(workplace, monkeypatch):
+    (workplace / "librispeech_data").mkdir()
+    (workplace / "data").rename(workplace / "librispeech_data/preprocessed")
+    for made, name in (("train", "train-clean-360-hires-norm.blogmel"), ("dev", "dev-clean-hires-norm-blogmel")):
+        directory = workplace / "librispeech_data/preprocessed"
+        (directory / made).rename(directory / name)
+    train(monkeypatch, base=f"--feature_dim {MEL} --rnn_hidden_size 4 --epochs 1 --load_data_workers 0")
+    assert (workplace / "logs/foo.dir/foo__epoch_1.model").exists()
+
+
+def test_an_experiment_holds_what_others_read(workplace, monkeypatch):
+    train(monkeypatch, "--time_shift", 2)
+    directory = workplace / "logs/foo.dir"
+    assert sorted(weights(directory)) == [f"epoch_{n}.model" for n in range(4)]
+    state = torch.load(directory / "foo__epoch_3.model", weights_only=True)
+    assert list(state)[:2] == ["rnns.0.weight_ih_l0", "rnns.0.weight_hh_l0"] and "postnet.layer.bias" in state
+    model = load_pretrained(directory / "foo__epoch_3.model")
+    assert model.time_shift == 2 and model.rnn_config.residual
+    config = json.loads((directory / "config.json").read_text())
+    assert config["learning_rate"] == 1e-2 and config["rnn_hidden_size"] == 8
+    found = curves(directory)
+    assert [step for step, _ in found["step/loss"]] == list(range(1, 13))  # 12 usable utterances of more than 2 frames
+    assert set(found) == {
+        "step/loss", "step/gradient_norm", "step/learning_rate", "epoch/train_loss", "epoch/val_loss",
+    }  # fmt: skip
+    assert found["epoch/train_loss"][-1][1] < found["epoch/train_loss"][0][1]
+    assert "2 of 2 frames or fewer left out" in (directory / "foo.log").read_text()
+
+
+@pytest.mark.parametrize("loss", ["padded", "masked"])
+def test_a_run_follows_the_plain_formulation_to_float_precision(workplace, monkeypatch, loss):
+    """Losses, gradient norms and weights; --loss padded is the released objective, over batches of SEQ frames."""
+    train(monkeypatch, "--loss", loss)
+    directory = workplace / "logs/foo.dir"
+    plain = PlainAPC(MEL, 8, 2, residual=True)
+    plain.load_state_dict(torch.load(directory / "foo__epoch_0.model", weights_only=True))
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    dataset = LibriSpeech("data/train", longer_than=1)
+    losses, norms, order = [], [], BatchOrder(dataset.lengths, 4, seed=0)
+    for order.epoch in (1, 2, 3):
+        for indices in order:
+            inputs, lengths = zip(*(dataset[i] for i in indices), strict=True)
+            value = plain_loss(plain, torch.stack(inputs), torch.tensor(lengths), 1, masked=loss == "masked")
+            optimizer.zero_grad()
+            value.backward()
+            norms.append(torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0).item())
+            optimizer.step()
+            losses.append(value.item())
+    found = curves(directory)
+    assert [value for _, value in found["step/loss"]] == pytest.approx(losses, rel=1e-5)
+    assert [value for _, value in found["step/gradient_norm"]] == pytest.approx(norms, rel=1e-4)
+    trained = torch.load(directory / "foo__epoch_3.model", weights_only=True)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adadelta", "sgd", "adagrad", "rmsprop"])
+def test_every_optimizer_changes_the_weights_and_leaves_out_a_bad_step(workplace, monkeypatch, optimizer):
+    before = load_tensor("data/train/spk0-0000.pt")
+    save_tensor(Path("data/train/spk0-0000.pt"), before.index_fill(0, torch.tensor(4), float("inf")))
+    train(monkeypatch, "--optimizer", optimizer, "--epochs", 1, "--on_nonfinite", "skip")
+    first, last = (torch.load(f"logs/foo.dir/foo__epoch_{n}.model", weights_only=True) for n in (0, 1))
+    assert all(value.isfinite().all() and not torch.equal(value, first[name]) for name, value in last.items())
+    assert len(curves(workplace / "logs/foo.dir")["step/loss"]) == 4  # of 5 steps
+    assert "left out step" in Path("logs/foo.dir/foo.log").read_text()
+
+
+def test_an_experiment_is_not_overwritten_unless_told(workplace, monkeypatch):
+    train(monkeypatch, "--epochs", 1)
+    before = weights(workplace / "logs/foo.dir")
+    with pytest.raises(InputError, match=r"already holds an experiment.*--resume.*--overwrite"):
+        train(monkeypatch, "--epochs", 1, "--seed", 1)
+    assert weights(workplace / "logs/foo.dir") == before
+    train(monkeypatch, "--epochs", 1, "--seed", 1, "--overwrite")
+    assert weights(workplace / "logs/foo.dir") != before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stops", [[1], [5], [4, 9, 13]])
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(workplace, monkeypatch, signum, stops):
+    options = ("--rnn_dropout", 0.3, "--prenet_num_layers", 1, "--prenet_dropout", 0.2, "--bucketing")
+    train(monkeypatch, *options, "--experiment_name", "whole")
+    for step in stops:
+        with monkeypatch.context() as patch:
+            stop_at(patch, step, lambda: os.kill(os.getpid(), signum))
+            with pytest.raises(Stopped, match=rf"{signal.Signals(signum).name}; .*--resume") as stopped:
+                train(patch, *options, "--experiment_name", "cut", "--resume")
+        assert stopped.value.signum == signum
+        torch.manual_seed(step)  # whatever the generators hold when a new process starts
+    train(monkeypatch, *options, "--experiment_name", "cut", "--resume")
+    whole, cut = workplace / "logs/whole.dir", workplace / "logs/cut.dir"
+    assert weights(whole) == weights(cut)
+    assert curves(whole) == curves(cut)
+
+
+@pytest.mark.parametrize("step", [3, 7, 10, 14])
+def test_a_crash_costs_the_steps_since_the_last_save_and_nothing_else(workplace, monkeypatch, step):
+    def crash():
+        raise ZeroDivisionError
+
+    train(monkeypatch, "--rnn_dropout", 0.5, "--experiment_name", "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, crash)
+        with pytest.raises(ZeroDivisionError):
+            train(patch, "--rnn_dropout", 0.5, "--experiment_name", "cut", "--save_every", 2)
+    steps = []
+    stop_at(monkeypatch, 1, lambda: steps.append("from the start"))
+    train(monkeypatch, "--rnn_dropout", 0.5, "--experiment_name", "cut", "--save_every", 3, "--resume")
+    whole, cut = workplace / "logs/whole.dir", workplace / "logs/cut.dir"
+    assert not steps
+    assert weights(whole) == weights(cut) and curves(whole) == curves(cut)
+    assert len(list(cut.glob("*.state"))) == 2
+
+
+def test_a_damaged_last_state_falls_back_to_the_one_before(workplace, monkeypatch):
+    train(monkeypatch, "--experiment_name", "whole")
+    train(monkeypatch, "--experiment_name", "cut", "--max_steps", 10, "--save_every", 3)
+    last = workplace / "logs/cut.dir/cut__step_10.state"
+    last.write_bytes(last.read_bytes()[:-50])
+    train(monkeypatch, "--experiment_name", "cut", "--save_every", 3, "--resume")
+    whole, cut = workplace / "logs/whole.dir", workplace / "logs/cut.dir"
+    assert weights(whole) == weights(cut) and curves(whole) == curves(cut)
+    assert "cut__step_10.state" in (cut / "cut.log").read_text()
+
+
+def test_what_would_change_the_result_is_refused_on_resume(workplace, monkeypatch):
+    train(monkeypatch, "--max_steps", 3)
+    for option in (("--batch_size", 5), ("--learning_rate", 1e-3), ("--seed", 4), ("--loss", "padded")):
+        with pytest.raises(InputError, match=rf"cannot be resumed.*{option[0].strip('-')} was .* is now {option[1]}"):
+            train(monkeypatch, "--resume", *option)
+    (workplace / "data/train").rename(workplace / "data/old")
+    make_prepared(workplace / "data/train", [30, 20, 10], SEQ, MEL)
+    with pytest.raises(InputError, match="train_data was"):
+        train(monkeypatch, "--resume")
+
+
+def test_what_would_not_change_it_may_be_changed(workplace, monkeypatch):
+    train(monkeypatch, "--experiment_name", "whole", "--epochs", 4)
+    train(monkeypatch, "--experiment_name", "cut", "--max_steps", 3)
+    (workplace / "data").rename(workplace / "moved")
+    options = ("--epochs", 4, "--load_data_workers", 1, "--save_every", "1m", "--librispeech_path", "moved")
+    train(monkeypatch, "--experiment_name", "cut", "--resume", *options)
+    assert weights(workplace / "logs/whole.dir") == weights(workplace / "logs/cut.dir")
+
+
+def test_a_number_that_is_not_finite_stops_before_the_step_and_names_the_batch(workplace, monkeypatch):
+    train(monkeypatch, "--experiment_name", "whole")
+    path = Path("data/train/spk2-0017.pt")
+    good = load_tensor(path)
+    save_tensor(path, good.index_fill(0, torch.tensor(3), float("nan")))
+    with pytest.raises(InputError, match=r"step \d+: loss nan.*spk2-0017.*--resume"):
+        train(monkeypatch, "--experiment_name", "cut")
+    saved = load_untrusted(next((workplace / "logs/cut.dir").glob("*.state")))
+    assert all(value.isfinite().all() for value in saved["model"].values())
+    save_tensor(path, good)
+    train(monkeypatch, "--experiment_name", "cut", "--resume")
+    whole, cut = workplace / "logs/whole.dir", workplace / "logs/cut.dir"
+    assert weights(whole) == weights(cut) and curves(whole) == curves(cut)
+
+
+def test_losses_read_late_as_on_a_gpu_never_save_what_came_after_a_bad_step(workplace, monkeypatch):
+    monkeypatch.setitem(train_apc.READ_EVERY, "cpu", 50)
+    path = Path("data/train/spk2-0017.pt")
+    save_tensor(path, load_tensor(path).index_fill(0, torch.tensor(3), float("nan")))
+    with pytest.raises(InputError, match=r"loss nan.*spk2-0017"):
+        train(monkeypatch, "--save_every", 100)
+    assert not list((workplace / "logs/foo.dir").glob("*.state"))
+
+
+def test_skipping_gives_up_after_a_few_in_a_row(workplace, monkeypatch):
+    for path in Path("data/train").glob("*.pt"):
+        save_tensor(path, torch.full((SEQ, MEL), float("nan")))
+    with pytest.raises(InputError, match="left out 6 in a row"):
+        train(monkeypatch, "--on_nonfinite", "skip", "--batch_size", 2)
+
+
+def test_validation_data_that_are_not_finite_are_named(workplace, monkeypatch):
+    save_tensor(Path("data/dev/spk0-0003.pt"), torch.full((SEQ, MEL), float("nan")))
+    with pytest.raises(InputError, match=r"validation loss is nan.*spk0-0003"):
+        train(monkeypatch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_deleted_while_training_stops_clearly_and_resumably(workplace, monkeypatch, workers):
+    train(monkeypatch, "--experiment_name", "whole")
+    path, aside = Path("data/train/spk0-0006.pt"), workplace / "aside"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5, lambda: path.rename(aside))
+        with pytest.raises(InputError, match=r"spk0-0006\.pt is missing; .*--resume"):
+            train(patch, "--experiment_name", "cut", "--load_data_workers", workers, "--epochs", 3)
+    aside.rename(path)
+    train(monkeypatch, "--experiment_name", "cut", "--resume")
+    assert weights(workplace / "logs/whole.dir") == weights(workplace / "logs/cut.dir")
+
+
+def test_a_data_loading_process_that_dies_stops_clearly_and_resumably(workplace, monkeypatch):
+    train(monkeypatch, "--experiment_name", "whole")
+    parent, get = os.getpid(), train_apc.LibriSpeech.__getitem__
+
+    def die(self, index):
+        if os.getpid() != parent and self.utterance(index) == "spk0-0006":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return get(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_apc.LibriSpeech, "__getitem__", die)
+        with pytest.raises(InputError, match=r"data loading process died .*--load_data_workers.*--resume"):
+            train(patch, "--experiment_name", "cut", "--load_data_workers", 1)
+    train(monkeypatch, "--experiment_name", "cut", "--resume")
+    assert weights(workplace / "logs/whole.dir") == weights(workplace / "logs/cut.dir")
+
+
+def test_sizes_that_disagree_are_named(workplace, monkeypatch):
+    with pytest.raises(InputError, match=r"frames of 5 but --feature_dim is 7"):
+        train(monkeypatch, "--feature_dim", 7)
+
+
+@pytest.mark.parametrize("device", ["cuda:63", "tpu", "cuda:x"])
+def test_a_device_that_is_not_there_is_refused(workplace, monkeypatch, device):
+    with pytest.raises(InputError, match=f"--device {device}"):
+        train(monkeypatch, "--device", device)
