@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Run the tests, and the linter over the code. Arguments go to pytest: ./test.sh tests/test_apc_model.py -k padding
+set -euo pipefail
+cd "$(dirname "$0")"
+. ./environment.sh
+enter_environment requirements-dev.txt
+
+ruff check .
+ruff format --check --quiet .
+exec python -m pytest "$@"
