@@ -1,0 +1,64 @@
+"""Hand features to other tools: a prepared directory, or extracted features, as a .blogmel or a Kaldi archive.
+
+python export_features.py --data librispeech_data/preprocessed/dev-clean --save dev-clean.ark
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.errors import InputError, run_script
+from utils.kaldi_io import write_ark, write_blogmel
+from utils.prepared import TENSOR_SUFFIX, load_lengths, load_tensor
+
+BLOGMEL_SUFFIXES = (".blogmel", ".blogmel.xz", ".blogmel.gz")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="Read this directory of .pt files and lengths.pkl.")
+    add("--save", type=Path, required=True, metavar="FILE",
+        help="Write this file: .blogmel, .blogmel.xz, .blogmel.gz, or .ark with an .scp beside it.")  # fmt: skip
+    add("--decimals", type=int, metavar="N",
+        help="Round the numbers of a .blogmel to this many decimals; by default they are exact.")  # fmt: skip
+    args = parser.parse_args(arguments)
+    if not args.save.name.endswith((*BLOGMEL_SUFFIXES, ".ark")):
+        parser.error(f"--save must end in .ark or one of {', '.join(BLOGMEL_SUFFIXES)}")
+    if args.decimals is not None and (args.decimals < 0 or args.save.suffix == ".ark"):
+        parser.error("--decimals is for .blogmel files, and must not be negative")
+    return args
+
+
+def read_features(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Each utterance's id and true frames, (frames, size) float32, in the order of lengths.pkl.
+
+    Raises:
+        InputError: a file is missing or damaged, or shorter than its length says.
+    """
+    lengths = load_lengths(directory)
+    for utterance, length in tqdm(lengths.items(), unit=" utterances", disable=None):
+        path = directory / f"{utterance}{TENSOR_SUFFIX}"
+        frames = load_tensor(path)
+        if length > len(frames):
+            raise InputError(f"{path} holds {len(frames)} frames, but lengths.pkl says {length}")
+        yield utterance, frames[:length].numpy()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write one archive."""
+    args = parse_arguments(arguments)
+    args.save.parent.mkdir(parents=True, exist_ok=True)
+    if args.save.suffix == ".ark":
+        count = write_ark(args.save, read_features(args.data))
+    else:
+        count = write_blogmel(args.save, read_features(args.data), args.decimals)
+    print(f"{args.save}: {count} utterances")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,276 @@
+"""Facts about audio input: which files, which samples, whose mean and variance."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import prepare_data
+from utils.audio import read_waveform
+from utils.errors import InputError
+from utils.log_mel import log_mel
+from utils.normalization import Normalizer
+from utils.prepared import load_lengths, load_tensor
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "librispeech_data" / "sample"
+REAL = sorted((SAMPLE / "audio").rglob("*.flac"))
+
+
+def prepare(directory, save_dir, *options, workers=0):
+    arguments = ["--save_dir", str(save_dir), "--num_workers", str(workers), *map(str, options)]
+    prepare_data.main(["--librispeech_audio", str(directory), *arguments])
+
+
+def frames_of(directory):
+    """The true frames of each utterance."""
+    return {u: load_tensor(directory / f"{u}.pt")[:n].numpy() for u, n in load_lengths(directory).items()}
+
+
+def content(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != ".lock"}
+
+
+def noise(seconds=0.5, rate=16000, channels=1, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.1, (int(seconds * rate), channels)).squeeze()
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Two speakers in LibriSpeech's layout: real utterances, cut short."""
+    for i, path in enumerate(REAL):
+        speaker, chapter = str(1 + i % 2), str(7 + i)
+        folder = tmp_path / "corpus" / speaker / chapter
+        folder.mkdir(parents=True)
+        samples, rate = soundfile.read(path, dtype="int16")
+        soundfile.write(folder / f"{speaker}-{chapter}-000{i}.flac", samples[: 16000 + 500 * i], rate)
+    return tmp_path / "corpus"
+
+
+def raw_frames(corpus):
+    """The unnormalised frames of each utterance, and its speaker."""
+    files = {path.stem: path for path in sorted(corpus.rglob("*.flac"))}
+    return {u: (log_mel(soundfile.read(path)[0]).astype(np.float64), u.split("-")[0]) for u, path in files.items()}
+
+
+def normalised(raw, group):
+    """Each utterance's frames with zero mean and unit variance over its group, in plain numpy."""
+    groups = {}
+    for utterance, (frames, speaker) in raw.items():
+        groups.setdefault(group(utterance, speaker), []).append(frames)
+    joined = {name: np.concatenate(frames) for name, frames in groups.items()}
+    return {
+        u: (frames - joined[group(u, s)].mean(axis=0)) / joined[group(u, s)].std(axis=0)
+        for u, (frames, s) in raw.items()
+    }
+
+
+@pytest.mark.parametrize("norm, group", [
+    ("speaker", lambda u, s: s), ("utterance", lambda u, s: u), ("global", lambda u, s: ""), ("none", None),
+])  # fmt: skip
+def test_each_mode_normalises_over_what_it_says(corpus, tmp_path, norm, group):
+    prepare(corpus, tmp_path / "out", "--norm", norm)
+    raw = raw_frames(corpus)
+    expected = normalised(raw, group) if group else {u: frames for u, (frames, _) in raw.items()}
+    found = frames_of(tmp_path / "out")
+    assert list(found) == sorted(expected)
+    for utterance in expected:
+        assert np.allclose(found[utterance], expected[utterance], atol=1e-4)
+
+
+def test_normalisation_per_speaker_is_the_default_and_covers_what_truncation_drops(corpus, tmp_path):
+    prepare(corpus, tmp_path / "whole")
+    prepare(corpus, tmp_path / "cut", "--max_seq_len", 20)
+    whole, cut = frames_of(tmp_path / "whole"), frames_of(tmp_path / "cut")
+    assert all(np.array_equal(cut[u], whole[u][:20]) for u in whole)
+    assert (tmp_path / "whole" / "normalization.json").read_text() == (
+        tmp_path / "cut" / "normalization.json"
+    ).read_text()
+    everything = {s: np.concatenate([whole[u] for u in whole if u.startswith(s)]) for s in "12"}
+    assert all(np.allclose(frames.mean(axis=0), 0, atol=1e-4) for frames in everything.values())
+    assert all(np.allclose(frames.std(axis=0), 1, atol=1e-4) for frames in everything.values())
+
+
+def test_new_audio_is_normalised_the_same_way(corpus, tmp_path):
+    prepare(corpus, tmp_path / "out")
+    utterance, expected = next(iter(frames_of(tmp_path / "out").items()))
+    normalizer = Normalizer.load(tmp_path / "out" / "normalization.json")
+    path = next(corpus.rglob(f"{utterance}.flac"))
+    speaker = utterance.split("-")[0]
+    assert np.array_equal(normalizer.apply(log_mel(read_waveform(path)), speaker), expected)
+    with pytest.raises(InputError, match="speaker 9 has no mean"):
+        normalizer.apply(log_mel(read_waveform(path)), "9")
+    prepare(corpus / speaker, tmp_path / "again", "--norm_from", tmp_path / "out")
+    assert np.array_equal(frames_of(tmp_path / "again")[utterance], expected)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"mode": "x"}',
+    '{"mode": "global", "speakers_from": "", "statistics": 3}',
+    '{"mode": "global", "speakers_from": "", "statistics": {"a": {"mean": [1, NaN], "std": [1, 1]}}}',
+    '{"mode": "global", "speakers_from": "", "statistics": {"a": {"mean": [1], "std": [0]}}}'])  # fmt: skip
+def test_a_damaged_normalisation_is_refused(tmp_path, damage):
+    (tmp_path / "normalization.json").write_text(damage)
+    with pytest.raises(InputError, match=r"normalization.json is damaged"):
+        Normalizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("norm", ["speaker", "global"])
+def test_the_number_of_workers_changes_no_byte(corpus, tmp_path, norm):
+    for workers in (0, 1, 3):
+        prepare(corpus, tmp_path / str(workers), "--norm", norm, workers=workers)
+    assert content(tmp_path / "0") == content(tmp_path / "1") == content(tmp_path / "3")
+    assert not (tmp_path / "3" / ".raw").exists()
+
+
+def test_the_speaker_is_told_by_id_or_folder_or_map_and_the_output_says_which(corpus, tmp_path, capsys):
+    def speakers(*options, directory=corpus):
+        prepare(directory, tmp_path / "out", "--overwrite", *options)
+        names = json.loads((tmp_path / "out" / "normalization.json").read_text())["statistics"]
+        return sorted(names), capsys.readouterr().out
+
+    names, said = speakers()
+    assert names == ["1", "2"] and "told by the utterance id's first field" in said
+    utterances = sorted(raw_frames(corpus))
+    (tmp_path / "utt2spk").write_text("".join(f"{u} {'xy'[i // 3]}\n" for i, u in enumerate(utterances)))
+    names, said = speakers("--utt2spk", tmp_path / "utt2spk")
+    assert names == ["x", "y"] and "told by a map of speakers (utt2spk)" in said
+    (tmp_path / "spk2utt").write_text(f"x {' '.join(utterances[:3])}\ny {' '.join(utterances[3:])}\n")
+    assert speakers("--spk2utt", tmp_path / "spk2utt")[0] == ["x", "y"]
+    for path in list(corpus.rglob("*.flac")):
+        (corpus / f"mary{path.stem[0]}").mkdir(exist_ok=True)
+        path.rename(corpus / f"mary{path.stem[0]}" / f"{path.stem[-1]}_mary.flac")
+    names, said = speakers()
+    assert names == ["mary1", "mary2"] and "told by the parent directory" in said
+
+
+def test_a_speaker_that_no_rule_tells_is_an_error(corpus, tmp_path):
+    (tmp_path / "utt2spk").write_text("1-7-0000 x\n")
+    with pytest.raises(InputError, match=r"utt2spk has no speaker for utterance 1-11-0004"):
+        prepare(corpus, tmp_path / "out", "--utt2spk", tmp_path / "utt2spk")
+    (tmp_path / "utt2spk").write_text("1-7-0000 x\n1-7-0000 y\n")
+    with pytest.raises(InputError, match=r"utt2spk:2: utterance 1-7-0000 has two speakers"):
+        prepare(corpus, tmp_path / "out", "--utt2spk", tmp_path / "utt2spk")
+
+
+def bad_file(kind, path):
+    """Write an audio file that cannot be used."""
+    if kind == "empty file":
+        path.write_bytes(b"")
+    elif kind == "damaged":
+        samples = bytearray(REAL[0].read_bytes())
+        samples[5000:9000] = bytes(4000)
+        path.write_bytes(samples)
+    elif kind == "cut off":
+        path.write_bytes(REAL[0].read_bytes()[:20000])
+    elif kind == "no audio":
+        path.write_text("not audio at all")
+    else:
+        samples = {"no samples": np.zeros(0), "short": noise(0.0249), "constant": np.full(8000, 0.25)}
+        stereo, slow = noise(channels=2), noise(rate=8000)
+        samples |= {"stereo": stereo, "8 kHz": slow}
+        soundfile.write(path, samples[kind], 8000 if kind == "8 kHz" else 16000)
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("empty file", "cut off or damaged"), ("damaged", "damaged"), ("cut off", "cut off or damaged"),
+    ("no audio", "cut off or damaged"), ("no samples", "cut off or damaged"), ("short", "398 samples, less than a window"),
+    ("constant", "zero variance"), ("stereo", "2 channels; --channel"), ("8 kHz", "8000 Hz, not 16000 Hz; --resample"),
+])  # fmt: skip
+@pytest.mark.parametrize("norm", ["speaker", "none"])
+def test_a_bad_file_is_named_or_left_out(corpus, tmp_path, kind, message, norm):
+    bad_file(kind, corpus / "1" / "1-1-0001.flac")
+    with pytest.raises(InputError, match=rf"1-1-0001.flac: utterance 1-1-0001: .*{message}"):
+        prepare(corpus, tmp_path / "out", "--norm", norm)
+    prepare(corpus, tmp_path / "out", "--norm", norm, "--on_error", "skip")
+    skipped = (tmp_path / "out" / "skipped.txt").read_text()
+    assert skipped.startswith("1-1-0001\t") and skipped.count("\n") == 1
+    assert len(load_lengths(tmp_path / "out")) == 5
+
+
+def test_a_wav_that_was_cut_off_is_found_out(tmp_path):
+    (tmp_path / "a").mkdir()
+    soundfile.write(tmp_path / "a" / "a-1-1.wav", noise(), 16000)
+    whole = (tmp_path / "a" / "a-1-1.wav").read_bytes()
+    (tmp_path / "a" / "a-1-1.wav").write_bytes(whole[:8000])
+    with pytest.raises(InputError, match=r"a-1-1.wav.*cut off"):
+        prepare(tmp_path / "a", tmp_path / "out")
+
+
+def test_a_speaker_without_variance_is_named_or_left_out(tmp_path):
+    (tmp_path / "a.blogmel").write_text("x-1-1\n1 2\n1 3\n.\ny-1-1\n1 2\n2 3\n.\n")
+    arguments = ["--librispeech_from_kaldi", str(tmp_path / "a.blogmel"), "--save_dir", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="speaker x: bin 1 of 2 has zero variance over 2 frames"):
+        prepare_data.main([*arguments, "--norm", "speaker"])
+    prepare_data.main([*arguments, "--norm", "speaker", "--on_error", "skip"])
+    assert frames_of(tmp_path / "out")["y-1-1"].tolist() == [[-1, -1], [1, 1]]
+    assert (tmp_path / "out" / "skipped.txt").read_text().startswith("x-1-1\t")
+
+
+def test_a_channel_and_a_sample_rate_are_taken_only_when_told(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    stereo = noise(channels=2)
+    soundfile.write(tmp_path / "a" / "a-1-1.wav", stereo, 16000, "FLOAT")
+    for channel in (0, 1):
+        prepare(tmp_path / "a", tmp_path / "out", "--norm", "none", "--overwrite", "--channel", channel)
+        assert np.array_equal(frames_of(tmp_path / "out")["a-1-1"], log_mel(stereo[:, channel].astype(np.float32)))
+    with pytest.raises(InputError, match="no channel 2"):
+        prepare(tmp_path / "a", tmp_path / "out", "--overwrite", "--channel", 2)
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(44100) / 44100)
+    soundfile.write(tmp_path / "a" / "a-1-1.wav", tone, 44100)
+    prepare(tmp_path / "a", tmp_path / "out", "--norm", "none", "--overwrite", "--resample")
+    expected = log_mel(0.3 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000))
+    loud = expected.argmax(axis=1)[50]
+    assert np.abs(frames_of(tmp_path / "out")["a-1-1"] - expected)[10:90, loud].max() < 0.05
+    assert "resampled to 16 kHz" in capsys.readouterr().out
+
+
+def test_two_files_of_one_name_and_folders_without_audio_are_refused(corpus, tmp_path):
+    shutil.copy(next(corpus.rglob("1-7-0000.flac")), corpus / "2" / "1-7-0000.flac")
+    with pytest.raises(InputError, match=r"1/7/1-7-0000.flac and .*2/1-7-0000.flac are both utterance 1-7-0000"):
+        prepare(corpus, tmp_path / "out")
+    with pytest.raises(InputError, match="holds no audio"):
+        prepare(SAMPLE.parent.parent / "utils", tmp_path / "out")
+    with pytest.raises(InputError, match="is not a directory"):
+        prepare(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_files_that_systems_leave_behind_are_no_utterances(corpus, tmp_path):
+    (corpus / "1" / "._1-7-0000.flac").write_bytes(b"left by macOS")
+    prepare(corpus, tmp_path / "out")
+    assert len(load_lengths(tmp_path / "out")) == 5
+
+
+def test_the_sample_in_the_repository_is_what_its_readme_says(tmp_path):
+    prepare(SAMPLE / "audio" / "train", tmp_path / "train")
+    prepare(SAMPLE / "audio" / "dev", tmp_path / "dev", "--norm_from", tmp_path / "train")
+    for split in ("train", "dev"):
+        arguments = ["--save_dir", str(tmp_path / f"{split}2"), "--num_workers", "0"]
+        prepare_data.main(["--librispeech_from_kaldi", str(SAMPLE / f"sample-{split}.blogmel.xz"), *arguments])
+        computed, shipped = frames_of(tmp_path / split), frames_of(tmp_path / f"{split}2")
+        assert list(computed) == list(shipped)
+        assert all(np.abs(computed[u] - shipped[u]).max() < 1e-3 for u in computed)
+    ends = {}
+    for line in (SAMPLE / "phones.ctm").read_text().splitlines():
+        utterance, channel, start, duration, _phone = line.split()
+        assert channel == "1" and abs(float(start) - ends.get(utterance, 0.0)) < 1e-6
+        ends[utterance] = float(start) + float(duration)
+    assert all(abs(ends[path.stem] - soundfile.info(path).duration) < 0.03 for path in REAL) and len(ends) == 5
+
+
+def test_audio_killed_half_way_ends_with_the_same_bytes(corpus, tmp_path):
+    prepare(corpus, tmp_path / "alone")
+    code = (
+        "import os, signal, prepare_data, utils.log_mel as m; from utils import audio; n = [0]; whole = audio.log_mel\n"
+    )
+    code += "def dying(w):\n n[0] += 1\n if n[0] == 4: os.kill(os.getpid(), signal.SIGKILL)\n return whole(w)\n"
+    code += "audio.log_mel = dying; prepare_data.main()"
+    arguments = ["--librispeech_audio", str(corpus), "--save_dir", str(tmp_path / "out"), "--num_workers", "0"]
+    assert subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True).returncode == -9
+    assert len(list((tmp_path / "out" / ".raw").iterdir())) == 3
+    prepare(corpus, tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "alone")

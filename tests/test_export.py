@@ -1,0 +1,78 @@
+"""Facts about handing features on: what goes out comes back bit for bit."""
+
+import lzma
+from pathlib import Path
+
+import kaldiio
+import numpy as np
+import pytest
+
+import export_features
+import prepare_data
+from utils.errors import InputError
+from utils.prepared import load_lengths, load_tensor, save_lengths
+
+AUDIO = Path(__file__).parent.parent / "librispeech_data" / "sample" / "audio" / "train"
+
+
+@pytest.fixture(scope="module")
+def from_audio(tmp_path_factory):
+    """The sample's training audio, prepared."""
+    directory = tmp_path_factory.mktemp("audio") / "prepared"
+    prepare_data.main(
+        ["--librispeech_audio", str(AUDIO), "--save_dir", str(directory), "--num_workers", "0", "--max_seq_len", "400"]
+    )
+    return directory
+
+
+def export(data, save, *options):
+    export_features.main(["--data", str(data), "--save", str(save), *options])
+
+
+@pytest.mark.parametrize("name, read", [
+    ("f.blogmel", "f.blogmel"), ("f.blogmel.xz", "f.blogmel.xz"), ("f.ark", "f.ark"), ("f.ark", "f.scp"),
+])  # fmt: skip
+def test_audio_to_archive_to_tensors_is_audio_to_tensors(from_audio, tmp_path, name, read):
+    export(from_audio, tmp_path / name)
+    arguments = ["--save_dir", str(tmp_path / "out"), "--max_seq_len", "400", "--num_workers", "0"]
+    prepare_data.main(["--librispeech_from_kaldi", str(tmp_path / read), *arguments])
+    assert (tmp_path / "out" / "lengths.pkl").read_bytes() == (from_audio / "lengths.pkl").read_bytes()
+    tensors = sorted(from_audio.glob("*.pt"))
+    assert len(tensors) == 4
+    assert all((tmp_path / "out" / path.name).read_bytes() == path.read_bytes() for path in tensors)
+
+
+def test_only_true_frames_go_out(from_audio, tmp_path):
+    export(from_audio, tmp_path / "f.ark")
+    lengths = load_lengths(from_audio)
+    written = {name: np.array(matrix) for name, matrix in kaldiio.load_ark(str(tmp_path / "f.ark"))}
+    assert {name: len(matrix) for name, matrix in written.items()} == lengths
+    assert min(lengths.values()) < max(lengths.values()) == 400
+    for name, matrix in written.items():
+        assert np.array_equal(matrix, load_tensor(from_audio / f"{name}.pt")[: lengths[name]])
+
+
+def test_decimals_round_and_make_small_files(from_audio, tmp_path):
+    export(from_audio, tmp_path / "exact.blogmel.xz")
+    export(from_audio, tmp_path / "small.blogmel.xz", "--decimals", "2")
+    assert (tmp_path / "small.blogmel.xz").stat().st_size < (tmp_path / "exact.blogmel.xz").stat().st_size / 2
+    row = lzma.decompress((tmp_path / "small.blogmel.xz").read_bytes()).decode().splitlines()[1]
+    assert len(row.split(" ")) == 80 and all(len(token.split(".")[1]) == 2 for token in row.split(" "))
+
+
+def test_a_length_beyond_the_tensor_is_refused_and_nothing_is_written(from_audio, tmp_path):
+    directory = tmp_path / "data"
+    directory.mkdir()
+    tensor = sorted(from_audio.glob("*.pt"))[0]
+    (directory / tensor.name).write_bytes(tensor.read_bytes())
+    save_lengths(directory, {tensor.stem: 401})
+    with pytest.raises(InputError, match=r"holds 400 frames, but lengths.pkl says 401"):
+        export(directory, tmp_path / "f.ark")
+    assert list(tmp_path.iterdir()) == [directory]
+
+
+@pytest.mark.parametrize("options", [["f.txt"], ["f.ark", "--decimals", "2"], ["f.blogmel", "--decimals", "-1"]])
+def test_options_that_make_no_sense_are_refused(from_audio, tmp_path, options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        export(from_audio, tmp_path / options[0], *options[1:])
+    assert ended.value.code == 2 and "error" in capsys.readouterr().err

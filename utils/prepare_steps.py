@@ -1,0 +1,147 @@
+"""What a worker process of prepare_data.py does with an utterance."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from utils.errors import InputError
+from utils.files import atomic_write
+from utils.normalization import Normalizer, frame_sums, scale
+from utils.prepared import TENSOR_SUFFIX, save_tensor
+
+MAX_MEL_DIM = 1 << 14  # a frame of more numbers is a file of something else
+RAW_SUFFIX = ".npy"
+
+
+class Outcome(NamedTuple):
+    """What came of an utterance: `error`, or the other fields. `frames` counts them after truncation."""
+
+    frames: int = 0
+    mel_dim: int = 0
+    truncated: bool = False
+    sums: np.ndarray | None = None
+    error: str | None = None
+
+
+class ScaledUtterance(NamedTuple):
+    """An utterance that is normalised by statistics gathered before.
+
+    Its raw frames are read from `raw_folder` where a first pass left them, else from the source again.
+    """
+
+    source: Any
+    raw_folder: Path | None
+    mean: np.ndarray
+    std: np.ndarray
+
+    @property
+    def utterance(self) -> str:
+        """The id."""
+        return self.source.utterance
+
+    @property
+    def where(self) -> str:
+        """The place it comes from, for errors."""
+        return self.source.where
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the source."""
+        return self.source.num_bytes
+
+    def load(self) -> np.ndarray:
+        """(frames, mel_dim) float32, normalised; at least one frame more than is kept, if there are more."""
+        raw = read_raw(raw_path(self.raw_folder, self.utterance)) if self.raw_folder else None
+        frames = self.source.load() if raw is None else raw[1]
+        try:
+            return scale(frames, self.mean, self.std)
+        except InputError as error:
+            raise InputError(f"{self.where}: utterance {self.utterance}: {error}") from error
+
+    def remove_raw(self) -> None:
+        """Remove the raw frames, if there are any."""
+        if self.raw_folder:
+            raw_path(self.raw_folder, self.utterance).unlink(missing_ok=True)
+
+
+class ToTensors(NamedTuple):
+    """Write each utterance's tensor (max_seq_len, mel_dim)."""
+
+    directory: Path
+    max_seq_len: int
+    normalize_each: bool  # by its own mean and variance
+
+    def __call__(self, utterances: list[Any]) -> list[Outcome]:
+        """One outcome an utterance."""
+        return [_outcome(self._write, utterance) for utterance in utterances]
+
+    def _write(self, utterance: Any) -> Outcome:
+        frames = _load(utterance)
+        if self.normalize_each:
+            try:
+                frames = Normalizer("utterance").apply(frames)
+            except InputError as error:
+                raise InputError(f"{utterance.where}: utterance {utterance.utterance}: {error}") from error
+        length, mel_dim = min(len(frames), self.max_seq_len), frames.shape[1]
+        padded = torch.zeros(self.max_seq_len, mel_dim)
+        padded[:length] = torch.from_numpy(frames[:length])
+        save_tensor(self.directory / f"{utterance.utterance}{TENSOR_SUFFIX}", padded)
+        return Outcome(length, mel_dim, len(frames) > self.max_seq_len)
+
+
+class ToRawFrames(NamedTuple):
+    """Keep each utterance's raw frames in a folder, and return its sums. What is there already is not done again."""
+
+    folder: Path
+    max_seq_len: int
+
+    def __call__(self, utterances: list[Any]) -> list[Outcome]:
+        """One outcome an utterance."""
+        return [_outcome(self._write, utterance) for utterance in utterances]
+
+    def _write(self, utterance: Any) -> Outcome:
+        path = raw_path(self.folder, utterance.utterance)
+        raw = read_raw(path)
+        if raw is None:
+            frames = _load(utterance)
+            raw = frame_sums(frames), frames
+            with atomic_write(path) as file:
+                np.save(file, raw[0])
+                np.save(file, frames[: self.max_seq_len + 1])  # one more, to tell that it is truncated
+        return Outcome(len(raw[1]), raw[1].shape[1], sums=raw[0])
+
+
+def raw_path(folder: Path, utterance: str) -> Path:
+    """Where an utterance's raw frames go."""
+    return folder / f"{utterance}{RAW_SUFFIX}"
+
+
+def read_raw(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The sums and raw frames that a first pass left; None where it did not, or they are damaged."""
+    with contextlib.suppress(FileNotFoundError, ValueError, EOFError), path.open("rb") as file:
+        sums, frames = np.load(file, allow_pickle=False), np.load(file, allow_pickle=False)
+        if frames.dtype == np.float32 and sums.shape == (2, frames.shape[1] + 1):
+            return sums, frames
+    return None
+
+
+def _load(utterance: Any) -> np.ndarray:
+    """(frames, mel_dim) float32 of a size that can be padded."""
+    frames = utterance.load()
+    if frames.shape[1] > MAX_MEL_DIM:
+        raise InputError(
+            f"{utterance.where}: utterance {utterance.utterance}: {frames.shape[1]} numbers are not a frame "
+            f"(at most {MAX_MEL_DIM})"
+        )
+    return frames
+
+
+def _outcome(work: Callable[[Any], Outcome], utterance: Any) -> Outcome:
+    try:
+        return work(utterance)
+    except InputError as error:
+        return Outcome(error=str(error))

@@ -1,0 +1,260 @@
+"""The work of prepare_data.py: utterances from any source to padded tensors, in parallel, resumable.
+
+Without statistics to gather (`--norm none`, `--norm utterance`, `--norm_from`) one pass does it. Otherwise a first
+pass keeps the raw frames in a folder of the directory and adds up each speaker's sums, always in the order of the
+utterances, so that the result is the same for any number of workers and interruptions; when normalization.json
+stands, a second pass scales the frames.
+"""
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.errors import InputError, one_line
+from utils.normalization import EVERYBODY, NORMALIZATION_FILE, Normalizer, Speakers, mean_and_std
+from utils.output_directory import SKIPPED_FILE, OutputDirectory
+from utils.parallel import ordered_map
+from utils.prepare_steps import Outcome, ScaledUtterance, ToRawFrames, ToTensors
+from utils.signals import StopRequest
+from utils.sources import Source
+from utils.utterances import BadUtterance
+
+RAW_FOLDER = ".raw"
+CHUNK_BYTES, CHUNK_UTTERANCES = 1 << 20, 8  # what a worker is given at once
+BAR_SECONDS, QUIET_BAR_SECONDS = 0.1, 60  # between updates, on a terminal and elsewhere
+
+
+class Options(NamedTuple):
+    """What prepare_data.py is asked for.
+
+    Attributes:
+        max_seq_len: frames of every tensor.
+        num_workers: processes; 0 works in this one.
+        skip_errors: leave bad utterances out, and list them, instead of stopping.
+        overwrite: start anew whatever an earlier job left.
+        norm: 'speaker', 'utterance', 'global' or 'none'.
+        norm_from: a normalization.json to use instead.
+        speakers: who speaks, for the modes that need it.
+    """
+
+    max_seq_len: int = 1600
+    num_workers: int = 0
+    skip_errors: bool = False
+    overwrite: bool = False
+    norm: str = "none"
+    norm_from: Path | None = None
+    speakers: Speakers = Speakers()
+
+
+class Summary(NamedTuple):
+    """What a prepared directory holds: counts of utterances and of frames, and how they were normalised.
+
+    `truncated` is None where the directory was complete before.
+    """
+
+    utterances: int
+    frames: int
+    truncated: int | None
+    skipped: int
+    normalization: str
+
+
+def prepare(source: Source, save_dir: str | Path, options: Options) -> Summary:
+    """Fill a prepared directory, or go on filling it.
+
+    Raises:
+        InputError: bad input, or a directory of something else; one line that says what to do.
+        Stopped: by a signal; the same call continues.
+    """
+    normalizer = Normalizer.load(options.norm_from) if options.norm_from else None
+    made_from = source.describe() | {
+        "max_seq_len": options.max_seq_len,
+        "norm": normalizer.digest() if normalizer else options.norm,
+    }
+    if _needs_speakers(options, normalizer):
+        made_from["speakers"] = options.speakers.digest()
+    extra_files = (NORMALIZATION_FILE, RAW_FOLDER)
+    with (
+        OutputDirectory(save_dir, made_from, options.overwrite, extra_files) as out,
+        StopRequest("run the same command again to continue") as stop,
+    ):
+        job = _Job(source, out, options, stop)
+        if not out.complete:
+            job.run(normalizer)
+        shutil.rmtree(out.path / RAW_FOLDER, ignore_errors=True)
+        return job.summary()
+
+
+def _needs_speakers(options: Options, normalizer: Normalizer | None) -> bool:
+    return (normalizer.mode if normalizer else options.norm) == "speaker"
+
+
+class _Job:
+    """One run of `prepare` over its source."""
+
+    def __init__(self, source: Source, out: OutputDirectory, options: Options, stop: StopRequest) -> None:
+        self.source = source
+        self.out = out
+        self.options = options
+        self.stop = stop
+        self.skipped: list[str] = []
+        self.first: tuple[str, int] | None = None  # the first good utterance and its mel_dim
+
+    def run(self, normalizer: Normalizer | None) -> None:
+        """Write every tensor, then lengths.pkl."""
+        out, norm = self.out, self.options.norm
+        raw_folder = None
+        if normalizer is None and norm in ("speaker", "global"):
+            raw_folder = out.path / RAW_FOLDER
+            if not (out.path / NORMALIZATION_FILE).exists():
+                self._gather_statistics(raw_folder)
+            normalizer = Normalizer.load(out.path)
+        elif normalizer is None:
+            normalizer = Normalizer(norm)
+        if normalizer.mode != "none":
+            normalizer.save(out.path / NORMALIZATION_FILE)
+
+        def scaled(utterance: Any) -> Any:
+            return self._scaled(utterance, normalizer, raw_folder)
+
+        order: list[str] = []
+        task = ToTensors(out.path, self.options.max_seq_len, normalizer.mode == "utterance")
+        self._pass("writing tensors", task, self._remaining(order, scaled), self._record)
+        lengths = {utterance: out.done[utterance]["frames"] for utterance in order if utterance in out.done}
+        if not lengths:
+            skipped = f": all {len(self.skipped)} were left out, the first: {self.skipped[0]}" if self.skipped else ""
+            raise InputError(f"no utterance to prepare in the input{skipped}")
+        out.finish(lengths, self.skipped)
+
+    def _scaled(self, utterance: Any, normalizer: Normalizer, raw_folder: Path | None) -> Any:
+        """The utterance with the statistics that its frames are scaled by, if any."""
+        if normalizer.mode in ("none", "utterance") or isinstance(utterance, BadUtterance):
+            return utterance
+        try:
+            mean, std = normalizer.statistics_of(self._speaker(utterance, normalizer.mode))
+        except InputError as error:
+            return BadUtterance(utterance.utterance, utterance.where, utterance.num_bytes, str(error))
+        return ScaledUtterance(utterance, raw_folder, mean, std)
+
+    def _speaker(self, utterance: Any, mode: str) -> str:
+        if mode == "global":
+            return EVERYBODY
+        return self.options.speakers.of(utterance.utterance, getattr(utterance, "folder", None))
+
+    def _gather_statistics(self, raw_folder: Path) -> None:
+        """The first pass: raw frames into a folder, and normalization.json when all are there."""
+        raw_folder.mkdir(exist_ok=True)
+        sums: dict[str, np.ndarray] = {}
+
+        def add(utterance: Any, outcome: Outcome) -> None:
+            speaker = self._speaker(utterance, self.options.norm)
+            sums[speaker] = sums.get(speaker, 0) + outcome.sums
+
+        self._pass("gathering statistics", ToRawFrames(raw_folder, self.options.max_seq_len), self._unique(), add)
+        self.skipped.clear()  # the second pass meets the same errors, in this run or a later one
+        statistics = {}
+        for speaker, of_speaker in sums.items():
+            try:
+                statistics[speaker] = mean_and_std(of_speaker, f"speaker {one_line(speaker, 80)}")
+            except InputError:
+                if not self.options.skip_errors:
+                    raise
+        mode, rule = self.options.norm, self.options.speakers.describe()
+        Normalizer(mode, rule if mode == "speaker" else "", statistics).save(self.out.path / NORMALIZATION_FILE)
+
+    def _record(self, utterance: Any, outcome: Outcome) -> None:
+        self.out.record(
+            utterance.utterance, frames=outcome.frames, mel_dim=outcome.mel_dim, truncated=outcome.truncated
+        )
+        if isinstance(utterance, ScaledUtterance):
+            utterance.remove_raw()
+
+    def _unique(self) -> Iterator[Any]:
+        """The source's utterances; a second one of an id becomes a BadUtterance."""
+        seen: dict[str, str] = {}
+        for found in self.source.utterances():
+            if isinstance(found, BadUtterance):
+                yield found
+            elif found.utterance in seen:
+                reason = f"stands twice: first at {seen[found.utterance]}"
+                yield BadUtterance(found.utterance, found.where, found.num_bytes, reason)
+            else:
+                seen[found.utterance] = found.where
+                yield found
+
+    def _remaining(self, order: list[str], wrap: Callable[[Any], Any]) -> Iterator[Any]:
+        """The utterances that are still to be done; `order` gets the id of every one."""
+        for found in self._unique():
+            if isinstance(found, BadUtterance):
+                yield found
+                continue
+            order.append(found.utterance)
+            if not self.out.has(found.utterance):
+                self.out.done.pop(found.utterance, None)  # recorded, but its tensor is gone
+                yield wrap(found)
+            elif self.first is None:
+                self.first = (found.where, self.out.done[found.utterance]["mel_dim"])
+
+    def _pass(
+        self,
+        label: str,
+        task: Callable[[list[Any]], list[Outcome]],
+        utterances: Iterator[Any],
+        on_good: Callable[[Any, Outcome], None],
+    ) -> None:
+        """Run a task over the utterances and hand each good outcome on, in order; list or raise the errors."""
+        seconds = BAR_SECONDS if sys.stderr.isatty() else QUIET_BAR_SECONDS
+        bar = tqdm(desc=label, total=self.source.total(), unit=self.source.unit, unit_scale=True, mininterval=seconds)
+        results = ordered_map(task, _chunks(utterances), self.options.num_workers)
+        with bar, contextlib.closing(results):
+            for chunk, outcomes in results:
+                for utterance, outcome in zip(chunk, outcomes, strict=True):
+                    error = outcome.error or self._size_error(utterance, outcome)
+                    if not error:
+                        on_good(utterance, outcome)
+                    elif self.options.skip_errors:
+                        self.skipped.append(f"{utterance.utterance}\t{error}")
+                    else:
+                        raise InputError(f"{error}; --on_error skip leaves such utterances out")
+                    bar.update(utterance.num_bytes if self.source.unit == "B" else 1)
+                self.stop.check()
+
+    def _size_error(self, utterance: Any, outcome: Outcome) -> str | None:
+        """Every utterance must have the feature size of the first."""
+        self.first = self.first or (utterance.where, outcome.mel_dim)
+        where, mel_dim = self.first
+        if outcome.mel_dim == mel_dim:
+            return None
+        return (
+            f"{utterance.where}: utterance {utterance.utterance}: frames of size {outcome.mel_dim}, "
+            f"but those of the first, {where}, have size {mel_dim}"
+        )
+
+    def summary(self) -> Summary:
+        """Counts of a directory that is complete."""
+        lengths = self.out.lengths()
+        skipped_file = self.out.path / SKIPPED_FILE
+        skipped = skipped_file.read_bytes().count(b"\n") if skipped_file.exists() else 0
+        truncated = None if self.out.complete else sum(facts["truncated"] for facts in self.out.done.values())
+        path = self.out.path / NORMALIZATION_FILE
+        normalization = Normalizer.load(path).describe() if path.exists() else ""
+        return Summary(len(lengths), sum(lengths.values()), truncated, skipped, normalization)
+
+
+def _chunks(utterances: Iterator[Any]) -> Iterator[list[Any]]:
+    """Utterances in lists that are worth a worker's while."""
+    chunk, num_bytes = [], 0
+    for utterance in utterances:
+        chunk.append(utterance)
+        num_bytes += utterance.num_bytes
+        if num_bytes >= CHUNK_BYTES or len(chunk) == CHUNK_UTTERANCES:
+            yield chunk
+            chunk, num_bytes = [], 0
+    if chunk:
+        yield chunk
