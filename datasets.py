@@ -229,3 +229,21 @@ def find_split(root: str | Path, name: str) -> Path:
         found = f"{' and '.join(fitting)} start with it" if fitting else "no directory starts with it"
         raise InputError(f"split {name}: {found}; {root} holds {', '.join(there) or 'no directory'}")
     return root / fitting[0]
+
+
+def load_split(root: str | Path, names: Sequence[str], mel_dim: int, time_shift: int) -> LibriSpeech:
+    """The directories of a split as one set, less the utterances too short to train on.
+
+    Args:
+        root: the directory that holds prepared directories.
+        names: their names, or what only theirs start with.
+        mel_dim: the size that frames must have.
+        time_shift: n, in frames; utterances of n frames or fewer are left out.
+
+    Raises:
+        InputError: a directory is not there or not whole, or its frames have another size.
+    """
+    dataset = LibriSpeech([find_split(root, name) for name in names], longer_than=time_shift)
+    if dataset.mel_dim != mel_dim:
+        raise InputError(f"{dataset.paths[0]} has frames of {dataset.mel_dim} but --feature_dim is {mel_dim}")
+    return dataset

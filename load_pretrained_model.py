@@ -26,6 +26,7 @@ from utils.checkpoints import load_weights, read_checkpoint
 from utils.errors import InputError, run_script
 from utils.options import natural, pick_device, positive
 from utils.output_directory import OutputDirectory
+from utils.packed_rnn import reuse_freed_memory
 from utils.packing import packing
 from utils.prepared import save_tensor
 from utils.signals import StopRequest
@@ -167,6 +168,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Describe a model; extract features where --data is given."""
     options = parse_options()
+    reuse_freed_memory()
     device = pick_device(options.device)
     model = load_pretrained(options.checkpoint, device, options.residual)
     print(f"{options.checkpoint}: {describe(model)}")

@@ -13,21 +13,23 @@ import logging
 import math
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from apc_model import APCModel
-from datasets import Batch, BatchOrder, LibriSpeech, batches, find_split, make_loader
+from datasets import Batch, BatchOrder, LibriSpeech, batches, load_split, make_loader
 from utils import PrenetConfig, RNNConfig
 from utils.errors import InputError, Stopped, run_script
 from utils.experiment import Experiment
 from utils.objective import apc_loss, count_targets
 from utils.optimizers import make_optimizer, step_if_finite
 from utils.options import MAY_CHANGE, parse_training_options, pick_device
+from utils.packed_rnn import reuse_freed_memory
+from utils.progress import Progress, Unread
 from utils.random_state import random_state, set_random_state
 from utils.signals import StopRequest
 
@@ -38,38 +40,6 @@ LINE_EVERY_S = 60  # between lines on progress where there is no terminal for a 
 FRAMES_PER_HOUR = 360_000  # of 10 ms
 
 log = logging.getLogger("apc")
-
-
-@dataclass
-class Progress:
-    """Where training is. Saved and restored whole.
-
-    Attributes:
-        epoch: the epoch under way, from 1.
-        batch: batches of it that are done.
-        step: batches done in all.
-        loss_sum, targets: sum over the epoch's batches of loss x target frames, and of target frames.
-        best_val_loss: the lowest so far.
-        skipped_in_a_row: batches left out since the last good one, for a loss or gradient that was not finite.
-    """
-
-    epoch: int = 1
-    batch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    targets: int = 0
-    best_val_loss: float = math.inf
-    skipped_in_a_row: int = 0
-
-
-class Unread(NamedTuple):
-    """A step whose loss has not been read from the device."""
-
-    step: int
-    indices: list[int]
-    frames: int
-    targets: int
-    values: torch.Tensor  # (2,): loss, gradient norm
 
 
 class Trainer:
@@ -299,15 +269,9 @@ def build_model(options: argparse.Namespace) -> APCModel:
 
 
 def load_sets(options: argparse.Namespace) -> tuple[LibriSpeech, LibriSpeech]:
-    """The training and the validation set, less the utterances too short for the time shift."""
-    sets = []
-    for names in (options.train_split, options.val_split):
-        paths = [find_split(options.librispeech_path, name) for name in names]
-        dataset = LibriSpeech(paths, longer_than=options.time_shift)
-        if dataset.mel_dim != options.feature_dim:
-            raise InputError(f"{paths[0]} has frames of {dataset.mel_dim} but --feature_dim is {options.feature_dim}")
-        sets.append(dataset)
-    return tuple(sets)
+    """The training and the validation set."""
+    root, mel_dim, time_shift = options.librispeech_path, options.feature_dim, options.time_shift
+    return tuple(load_split(root, names, mel_dim, time_shift) for names in (options.train_split, options.val_split))
 
 
 def make_config(options: argparse.Namespace, sets: tuple[LibriSpeech, LibriSpeech]) -> dict[str, Any]:
@@ -319,6 +283,7 @@ def make_config(options: argparse.Namespace, sets: tuple[LibriSpeech, LibriSpeec
 def main() -> None:
     """Train."""
     options = parse_training_options()
+    reuse_freed_memory()
     sets = load_sets(options)
     experiment = Experiment(options.store_path, options.experiment_name, make_config(options, sets),
                             options.resume, options.overwrite, MAY_CHANGE)  # fmt: skip

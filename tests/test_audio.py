@@ -178,7 +178,8 @@ def bad_file(kind, path):
 
 @pytest.mark.parametrize("kind, message", [
     ("empty file", "cut off or damaged"), ("damaged", "damaged"), ("cut off", "cut off or damaged"),
-    ("no audio", "cut off or damaged"), ("no samples", "cut off or damaged"), ("short", "398 samples, less than a window"),
+    ("no audio", "cut off or damaged"), ("no samples", "cut off or damaged"),
+    ("short", "398 samples, less than a window"),
     ("constant", "zero variance"), ("stereo", "2 channels; --channel"), ("8 kHz", "8000 Hz, not 16000 Hz; --resample"),
 ])  # fmt: skip
 @pytest.mark.parametrize("norm", ["speaker", "none"])

@@ -54,7 +54,7 @@ def test_a_loaded_model_can_be_trained_on(tmp_path):
 
 def test_the_cells_pytorch_runs_see_the_loaded_weights(tmp_path):
     """On a GPU the layers are PyTorch's own, with the list of weights they keep of themselves."""
-    model, plain = make_models(layers=1)
+    model, _ = make_models(layers=1)
     torch.save(model.state_dict(), tmp_path / "m.pt")
     loaded = load_pretrained(tmp_path / "m.pt")
     x = torch.randn(3, 1, MEL)

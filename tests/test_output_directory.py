@@ -1,6 +1,5 @@
 """Facts about directories that long jobs fill."""
 
-import os
 import subprocess
 import sys
 
@@ -44,7 +43,7 @@ def test_a_complete_directory_has_lengths_and_no_progress(tmp_path):
 
 def test_another_job_is_refused_and_overwrites_when_told(tmp_path):
     fill(tmp_path, ["a", "b"])
-    with pytest.raises(InputError, match="max_seq_len 4, not 5.*--overwrite"):
+    with pytest.raises(InputError, match=r"max_seq_len 4, not 5.*--overwrite"):
         fill(tmp_path, ["c"], JOB | {"max_seq_len": 5})
     assert (tmp_path / "a.pt").exists()
     fill(tmp_path, ["c"], JOB | {"max_seq_len": 5}, overwrite=True)
@@ -60,11 +59,12 @@ def test_a_directory_of_something_else_is_never_emptied(tmp_path):
 
 
 def test_two_processes_cannot_fill_one_directory(tmp_path):
-    code = f"from utils.files import lock_directory\nwith lock_directory(__import__('pathlib').Path({str(tmp_path)!r}), 'x'): pass"
+    code = "import sys, pathlib, utils.files as f\nwith f.lock_directory(pathlib.Path(sys.argv[1]), 'x'): pass"
+    command = [sys.executable, "-c", code, str(tmp_path)]
     with lock_directory(tmp_path, "another run"):
-        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        second = subprocess.run(command, capture_output=True, text=True)
     assert "InputError" in second.stderr and "in use" in second.stderr
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run(command).returncode == 0
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -73,7 +73,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     with pytest.raises(RuntimeError), atomic_write(path) as file:
         file.write(b"half of the n")
         raise RuntimeError
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["weights"]
+    assert path.read_bytes() == b"old" and [entry.name for entry in tmp_path.iterdir()] == ["weights"]
 
 
 def test_a_symbolic_link_is_replaced_not_followed(tmp_path):

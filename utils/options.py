@@ -12,19 +12,10 @@ from utils.objective import LOSSES
 OPTIMIZERS = ("adam", "adadelta", "sgd", "adagrad", "rmsprop")
 
 # What may differ when an experiment is resumed: it changes how long or where training runs, not its result.
-MAY_CHANGE = frozenset(
-    (
-        "epochs",
-        "max_steps",
-        "device",
-        "load_data_workers",
-        "save_every",
-        "on_nonfinite",
-        "librispeech_path",
-        "store_path",
-    )
-    + ("resume", "overwrite", "torch")
-)
+MAY_CHANGE = frozenset((
+    "epochs", "max_steps", "device", "load_data_workers", "save_every", "on_nonfinite", "librispeech_path",
+    "store_path", "resume", "overwrite", "torch",
+))  # fmt: skip
 
 
 class SaveInterval:

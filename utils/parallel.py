@@ -13,7 +13,6 @@ from typing import TypeVar
 import torch
 
 from utils.errors import InputError
-from utils.packed_rnn import reuse_freed_memory
 from utils.signals import ignore_in_worker
 
 Job = TypeVar("Job")
@@ -82,7 +81,6 @@ def _start_worker() -> None:
     """One thread a worker, signals left to the parent, and an end when the parent ends, however it does."""
     ignore_in_worker()
     torch.set_num_threads(1)
-    reuse_freed_memory()
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

@@ -1,0 +1,133 @@
+"""Speed of data loading, beside a plain loader of the same utterances; and what a batch costs in padding.
+
+    python benchmarks/data_loading.py
+    python benchmarks/data_loading.py --data librispeech_data/preprocessed/train-clean-360-hires-norm.blogmel
+
+Variants: this project's loader (safe reading with checksums; batches trimmed and assembled in the workers) with 0, 1
+and 2 workers; and plain: one file at a time by torch.load, batches stacked at their full padded length.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from datasets import BatchOrder, LibriSpeech, batches, make_loader
+from utils.prepared import save_lengths, save_tensor
+
+MEL_DIM = 80
+LIBRISPEECH_MEAN_FRACTION = 0.77  # of 1600 frames: train-clean-360's utterances have 12.3 s on average
+
+
+def main() -> None:
+    """Print a table, or one JSON object."""
+    options = parse_options()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as directory:
+        if options.data is None:
+            make_data(Path(directory), options)
+        dataset = LibriSpeech(options.data or directory)
+        variants = {f"this project, {n} workers": lambda n=n: ours(dataset, options, n) for n in (0, 1, 2)}
+        variants["plain"] = lambda: plain(dataset, options)
+        seconds = interleaved(variants, options.repeats)
+    frames = sum(dataset.lengths)
+    result = {
+        "utterances": len(dataset),
+        "frames": frames,
+        "variants": {
+            name: {
+                "seconds": round(value, 3),
+                "frames_per_second": round(frames / value),
+                "times_plain": round(seconds["plain"] / value, 2),
+            }
+            for name, value in seconds.items()
+        },
+        "padding_share": {name: round(padding_share(dataset, options, name == "bucketed"), 3) for name in ORDERS},
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    report(result, options.json)
+
+
+ORDERS = ("random order", "bucketed")
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="A prepared directory; generated where none is given.")
+    parser.add_argument("--utterances", type=int, default=600, help="How many to generate.")
+    parser.add_argument("--seq_len", type=int, default=1600, help="Frames that generated utterances are padded to.")
+    parser.add_argument("--batch_size", type=int, default=32, help="Utterances in a batch.")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads.")
+    parser.add_argument("--repeats", type=int, default=5, help="Runs of each variant; the median is reported.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object instead of the table.")
+    return parser.parse_args()
+
+
+def make_data(directory: Path, options: argparse.Namespace) -> None:
+    """A prepared directory of random frames with lengths like LibriSpeech's."""
+    random = torch.Generator().manual_seed(0)
+    longest, mean = options.seq_len, LIBRISPEECH_MEAN_FRACTION * options.seq_len
+    lengths = (mean + 0.3 * longest * torch.randn(options.utterances, generator=random)).clamp(longest // 8, longest)
+    named = {f"1-1-{number:04d}": int(length) for number, length in enumerate(lengths)}
+    for utterance, length in named.items():
+        frames = torch.zeros(longest, MEL_DIM)
+        frames[:length] = torch.randn(length, MEL_DIM, generator=random)
+        save_tensor(directory / f"{utterance}.pt", frames)
+    save_lengths(directory, named)
+
+
+def ours(dataset: LibriSpeech, options: argparse.Namespace, num_workers: int) -> None:
+    """An epoch of this project's batches."""
+    for _ in batches(make_loader(dataset, BatchOrder(dataset.lengths, options.batch_size, seed=0), num_workers)):
+        pass
+
+
+def plain(dataset: LibriSpeech, options: argparse.Namespace) -> None:
+    """An epoch of batches read one file at a time and stacked at their full length."""
+    for indices in BatchOrder(dataset.lengths, options.batch_size, seed=0):
+        torch.stack([torch.load(dataset.files[index], weights_only=True) for index in indices])
+
+
+def interleaved(variants: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Median seconds of each variant, run in turn; a first round warms the file cache."""
+    seconds = {name: [] for name in variants}
+    for _ in range(repeats + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def padding_share(dataset: LibriSpeech, options: argparse.Namespace, bucketing: bool) -> float:
+    """Which share of a trimmed batch's frames is padding."""
+    order = BatchOrder(dataset.lengths, options.batch_size, seed=0, bucketing=bucketing)
+    padded = sum(max(dataset.lengths[i] for i in batch) * len(batch) for batch in order)
+    return 1 - sum(dataset.lengths) / padded
+
+
+def report(result: dict, as_json: bool) -> None:
+    """Print the result."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(f"{result['utterances']} utterances, {result['frames']} frames; peak memory {result['peak_memory_mb']} MB")
+    print(f"{'':28}{'seconds':>10}{'frames/s':>14}{'times plain':>13}")
+    for name, row in result["variants"].items():
+        print(f"{name:28}{row['seconds']:>10.3f}{row['frames_per_second']:>14,}{row['times_plain']:>13.2f}")
+    for name, share in result["padding_share"].items():
+        print(f"padding in trimmed batches, {name}: {share:.1%}")
+
+
+if __name__ == "__main__":
+    main()
