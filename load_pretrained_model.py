@@ -24,9 +24,9 @@ from apc_model import APCModel
 from datasets import Batch, BatchOrder, LibriSpeech, batches, make_loader
 from utils.checkpoints import load_weights, read_checkpoint
 from utils.errors import InputError, run_script
+from utils.memory import reuse_freed_memory
 from utils.options import natural, pick_device, positive
 from utils.output_directory import OutputDirectory
-from utils.packed_rnn import reuse_freed_memory
 from utils.packing import packing
 from utils.prepared import save_tensor
 from utils.signals import StopRequest

@@ -25,10 +25,10 @@ from datasets import Batch, BatchOrder, LibriSpeech, batches, load_split, make_l
 from utils import PrenetConfig, RNNConfig
 from utils.errors import InputError, Stopped, run_script
 from utils.experiment import Experiment
+from utils.memory import reuse_freed_memory
 from utils.objective import apc_loss, count_targets
 from utils.optimizers import make_optimizer, step_if_finite
 from utils.options import MAY_CHANGE, parse_training_options, pick_device
-from utils.packed_rnn import reuse_freed_memory
 from utils.progress import Progress, Unread
 from utils.random_state import random_state, set_random_state
 from utils.signals import StopRequest

@@ -18,9 +18,6 @@ In the comments on shapes, frames are the rows of PackedSequence.data, batch the
 step, and chunks the column shares of the recurrent product, each hidden / chunks wide.
 """
 
-import contextlib
-import ctypes
-import math
 from typing import NamedTuple
 
 import torch
@@ -28,9 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
-aten = torch.ops.aten
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+from utils.rnn_cells import GRUCell, LSTMCell, columns_apart
 
 FRAMES_PER_BLOCK = 1024  # enough for a fast matrix product, few enough for the gates of a block to stay in cache
 
@@ -51,13 +46,13 @@ def packed_rnn(
     if not _is_supported(rnn, packed.data):
         return rnn(packed, hx)
     data, batch_sizes, sorted_indices, unsorted_indices = packed
-    cell = _GRUCell if isinstance(rnn, nn.GRU) else _LSTMCell
+    cell = GRUCell if isinstance(rnn, nn.GRU) else LSTMCell
     sizes = batch_sizes.tolist()
     if hx is None:
         state = [data.new_zeros(sizes[0], rnn.hidden_size)] * cell.num_states  # each (batch, hidden)
     else:
         rnn.check_forward_args(data, hx, batch_sizes)
-        state = [hx[0]] if cell is _GRUCell else [hx[0][0], hx[1][0]]
+        state = [hx[0]] if cell is GRUCell else [hx[0][0], hx[1][0]]
         if sorted_indices is not None:
             state = [part.index_select(0, sorted_indices) for part in state]
 
@@ -71,7 +66,7 @@ def packed_rnn(
         state = [part.index_select(0, unsorted_indices) for part in state]
     state = [part.unsqueeze(0) for part in state]
     packed_output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-    return packed_output, state[0] if cell is _GRUCell else tuple(state)
+    return packed_output, state[0] if cell is GRUCell else tuple(state)
 
 
 def _is_supported(rnn: nn.RNNBase, data: Tensor) -> bool:
@@ -84,165 +79,6 @@ def _is_supported(rnn: nn.RNNBase, data: Tensor) -> bool:
         and data.size(1) == rnn.input_size
         and not torch.is_autocast_enabled("cpu")
     )
-
-
-class _GRUCell:
-    """Gates lie in columns n, r, z, hn, with n = tanh(n's part of x + r * hn) and h = (1 - z) * n + z * h_prev.
-
-    The input's product fills the first three, the recurrent product the last three.
-    """
-
-    num_states, num_columns = 1, 4
-
-    @staticmethod
-    def arrange(w_ih, w_hh, b_ih, b_hh):
-        """Brings parameters into the order of the gates; the two biases into one of (4 * hidden,)."""
-        hidden = w_hh.size(1)
-        b_ih = b_ih.roll(hidden)
-        bias = torch.cat([b_ih[:hidden], b_ih[hidden:] + b_hh[: 2 * hidden], b_hh[2 * hidden :]])
-        return w_ih.roll(hidden, 0), w_hh, bias
-
-    @staticmethod
-    def restore(d_w_in, d_w_rec, d_bias):
-        """Brings gradients back into the order of the parameters."""
-        hidden = d_bias.size(0) // 4
-        d_w_ih = None if d_w_in is None else d_w_in.roll(-hidden, 0)
-        return d_w_ih, d_w_rec, d_bias[: 3 * hidden].roll(-hidden), d_bias[hidden:].clone()
-
-    @staticmethod
-    def split(gates: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
-        """Returns the columns of the input's product, and those of the recurrent product."""
-        return gates[:, : 3 * hidden], gates[:, hidden : 4 * hidden]
-
-    @staticmethod
-    def states(output: Tensor, gates: Tensor) -> list[Tensor]:
-        return [output]
-
-    @staticmethod
-    def steps(sizes, gates, output, state, final, w_rec):
-        """Runs the time steps of a block: fills gates (frames, 4 * hidden) and output (frames, hidden).
-
-        Gates hold the input's part. w_rec is (chunks, hidden, 3 * hidden / chunks). State is (batch, hidden) before
-        the block, and the state after it is returned; that of sequences that end goes into final (batch, hidden).
-        """
-        hidden, chunks = output.size(1), w_rec.size(0)
-        n, r, z, hn = (column.split(sizes) for column in gates.split(hidden, 1))
-        rz = gates[:, hidden : 3 * hidden].split(sizes)
-        recurrent = _chunked(gates[:, hidden:], chunks).split(sizes, 1)
-        (h,) = state
-        for t, (size, h_next) in enumerate(zip(sizes, output.split(sizes), strict=True)):
-            h = _end(h, size, final[0])
-            recurrent[t].add_(torch.bmm(h.expand(chunks, size, hidden), w_rec))
-            rz[t].sigmoid_()
-            torch.addcmul(n[t], r[t], hn[t], out=n[t]).tanh_()
-            h = torch.lerp(n[t], h, z[t], out=h_next)
-        return [h]
-
-    @staticmethod
-    def derivatives(gates, h_prev, out):
-        """Fills out (frames, 4 * hidden) with the derivatives of h by what enters n, r, z and hn."""
-        hidden = h_prev.size(1)
-        n, r, z, hn = gates.split(hidden, 1)
-        by_n, by_r, by_z, by_hn = out.split(hidden, 1)
-        aten.tanh_backward(1 - z, n, grad_input=by_n)
-        torch.mul(by_n, r, out=by_hn)
-        aten.sigmoid_backward(by_n * hn, r, grad_input=by_r)
-        aten.sigmoid_backward(h_prev - n, z, grad_input=by_z)
-
-    @staticmethod
-    def steps_backward(sizes, gates, d_gates, d_output, d_state, d_final, w_rec):
-        """Multiplies the derivatives in d_gates by the gradient of h, from the last step to the first.
-
-        w_rec is (chunks, 3 * hidden, hidden / chunks). d_state is (chunks, batch, hidden / chunks) after the block,
-        and that before it is returned; d_final has that of the final state of every sequence.
-        """
-        hidden, chunks = d_output.size(1), w_rec.size(0)
-        z = _chunked(gates[:, 2 * hidden : 3 * hidden], chunks).split(sizes, 1)
-        d_columns = _chunked_columns(d_gates, 4, chunks).split(sizes, 1)
-        d_rec = d_gates[:, hidden:].expand(chunks, -1, -1).split(sizes, 1)
-        d_output = _chunked(d_output, chunks).split(sizes, 1)
-        (d_h,) = d_state  # (chunks, batch, hidden / chunks)
-        for t in reversed(range(len(sizes))):
-            d_h = _begin(d_h, sizes[t], d_final[0]).add_(d_output[t])
-            d_columns[t].mul_(d_h.unsqueeze(2))
-            d_h = torch.bmm(d_rec[t], w_rec).addcmul_(d_h, z[t])
-        return [d_h]
-
-
-class _LSTMCell:
-    """Gates lie in columns o, i, f, g, and behind them the cell c = f * c_prev + i * g; h = o * tanh(c)."""
-
-    num_states, num_columns = 2, 5
-
-    @staticmethod
-    def arrange(w_ih, w_hh, b_ih, b_hh):
-        hidden = w_hh.size(1)
-        return w_ih.roll(hidden, 0), w_hh.roll(hidden, 0), (b_ih + b_hh).roll(hidden)
-
-    @staticmethod
-    def restore(d_w_in, d_w_rec, d_bias):
-        hidden = d_bias.size(0) // 5
-        d_w_ih, d_w_hh = (None if d_w is None else d_w.roll(-hidden, 0) for d_w in (d_w_in, d_w_rec))
-        d_b = d_bias[: 4 * hidden].roll(-hidden)
-        return d_w_ih, d_w_hh, d_b, d_b.clone()
-
-    @staticmethod
-    def split(gates: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
-        return gates[:, : 4 * hidden], gates[:, : 4 * hidden]
-
-    @staticmethod
-    def states(output: Tensor, gates: Tensor) -> list[Tensor]:
-        return [output, gates[:, 4 * output.size(1) :]]
-
-    @staticmethod
-    def steps(sizes, gates, output, state, final, w_rec):
-        """As of a GRU, but for gates (frames, 5 * hidden) and w_rec (chunks, hidden, 4 * hidden / chunks)."""
-        hidden, chunks = output.size(1), w_rec.size(0)
-        o, i, f, g, c_next = (column.split(sizes) for column in gates.split(hidden, 1))
-        oif = gates[:, : 3 * hidden].split(sizes)
-        recurrent = _chunked(gates[:, : 4 * hidden], chunks).split(sizes, 1)
-        h, c = state  # each (batch, hidden)
-        for t, (size, h_next) in enumerate(zip(sizes, output.split(sizes), strict=True)):
-            h, c = _end(h, size, final[0]), _end(c, size, final[1])
-            recurrent[t].add_(torch.bmm(h.expand(chunks, size, hidden), w_rec))
-            oif[t].sigmoid_()
-            g[t].tanh_()
-            c = torch.mul(f[t], c, out=c_next[t]).addcmul_(i[t], g[t])
-            h = torch.tanh(c, out=h_next).mul_(o[t])
-        return [h, c]
-
-    @staticmethod
-    def derivatives(gates, h_prev, c_prev, out):
-        """Fills out (frames, 5 * hidden) with the derivatives of h by o, of c by i, f, g, and of h by c."""
-        hidden = h_prev.size(1)
-        o, i, f, g, c = gates.split(hidden, 1)
-        by_o, by_i, by_f, by_g, by_c = out.split(hidden, 1)
-        tanh_c = torch.tanh(c)
-        aten.sigmoid_backward(tanh_c, o, grad_input=by_o)
-        aten.sigmoid_backward(g, i, grad_input=by_i)
-        aten.sigmoid_backward(c_prev, f, grad_input=by_f)
-        aten.tanh_backward(i, g, grad_input=by_g)
-        aten.tanh_backward(o, tanh_c, grad_input=by_c)
-
-    @staticmethod
-    def steps_backward(sizes, gates, d_gates, d_output, d_state, d_final, w_rec):
-        """As of a GRU, with the gradients of both h and c in d_state and d_final."""
-        hidden, chunks = d_output.size(1), w_rec.size(0)
-        f = _chunked(gates[:, 2 * hidden : 3 * hidden], chunks).split(sizes, 1)
-        d_columns = _chunked_columns(d_gates, 5, chunks)
-        d_o, h_by_c = d_columns[:, :, 0].split(sizes, 1), d_columns[:, :, 4].split(sizes, 1)
-        d_ifg = d_columns[:, :, 1:4].split(sizes, 1)
-        d_rec = d_gates[:, : 4 * hidden].expand(chunks, -1, -1).split(sizes, 1)
-        d_output = _chunked(d_output, chunks).split(sizes, 1)
-        d_h, d_c = d_state  # each (chunks, batch, hidden / chunks)
-        for t in reversed(range(len(sizes))):
-            d_h = _begin(d_h, sizes[t], d_final[0]).add_(d_output[t])
-            d_c = _begin(d_c, sizes[t], d_final[1]).addcmul_(d_h, h_by_c[t])
-            d_o[t].mul_(d_h)
-            d_ifg[t].mul_(d_c.unsqueeze(2))
-            d_c.mul_(f[t])
-            d_h = torch.bmm(d_rec[t], w_rec)
-        return [d_h, d_c]
 
 
 class _Block(NamedTuple):
@@ -274,7 +110,7 @@ def _forward(cell, sizes, data, w_ih, w_hh, b_ih, b_hh, *state, keep_gates):
     buffer = data.new_empty(num_rows, cell.num_columns * hidden)
     final = [torch.empty_like(part) for part in state]
     w_in, w_rec, bias = cell.arrange(w_ih, w_hh, b_ih, b_hh)
-    w_in, w_rec = w_in.t().contiguous(), _columns_apart(w_rec.t())
+    w_in, w_rec = w_in.t().contiguous(), columns_apart(w_rec.t())
     for block in blocks:
         gates = buffer[block.rows] if keep_gates else buffer[: block.num_frames]
         gates[:, : bias.size(0)] = bias
@@ -306,8 +142,8 @@ class _PackedRNN(torch.autograd.Function):
         d_w_in = torch.zeros_like(w_in) if needs[1] else None
         d_w_rec = torch.zeros_like(w_rec) if needs[2] else None
         d_bias = data.new_zeros(gates.size(1))
-        w_rec = _columns_apart(w_rec)  # (chunks, columns of the recurrent product, hidden / chunks)
-        d_final = [_columns_apart(part) for part in d_final]  # each (chunks, batch, hidden / chunks)
+        w_rec = columns_apart(w_rec)  # (chunks, columns of the recurrent product, hidden / chunks)
+        d_final = [columns_apart(part) for part in d_final]  # each (chunks, batch, hidden / chunks)
         d_state = [part[:, :0] for part in d_final]
         buffer = data.new_empty(max(block.num_frames for block in blocks), gates.size(1))
         for block in reversed(blocks):
@@ -339,46 +175,3 @@ def _previous(block: _Block, values: Tensor, initial: Tensor) -> Tensor:
         pieces.append(values[start : start + size] if before else initial)
         start, before = start + before, size
     return torch.cat(pieces)
-
-
-def _end(state: Tensor, size: int, final: Tensor) -> Tensor:
-    """Keeps the states (batch, hidden) of the first size sequences; those of sequences that ended go to final."""
-    if state.size(0) == size:
-        return state
-    final[size : state.size(0)] = state[size:]
-    return state[:size]
-
-
-def _begin(d_state: Tensor, size: int, d_final: Tensor) -> Tensor:
-    """Adds, going backward, the sequences that end here: the gradient of their state is that of their final one."""
-    if d_state.size(1) == size:
-        return d_state
-    return torch.cat([d_state, d_final[:, d_state.size(1) : size]], 1)
-
-
-def _chunked(values: Tensor, chunks: int) -> Tensor:
-    """Views (frames, columns) as (chunks, frames, columns / chunks)."""
-    return values.unflatten(1, (chunks, -1)).transpose(0, 1)
-
-
-def _chunked_columns(gates: Tensor, num_columns: int, chunks: int) -> Tensor:
-    """Views (frames, num_columns * hidden) as (chunks, frames, num_columns, hidden / chunks)."""
-    return gates.unflatten(1, (num_columns, chunks, -1)).permute(2, 0, 1, 3)
-
-
-def _columns_apart(matrix: Tensor) -> Tensor:
-    """Copies a share of the columns for every thread: (rows, columns) to (chunks, rows, columns / chunks)."""
-    chunks = math.gcd(matrix.size(1), torch.get_num_threads())
-    return _chunked(matrix, chunks).contiguous()
-
-
-def reuse_freed_memory() -> None:
-    """Asks the C library to keep the memory that tensors free for the next ones, instead of giving it back.
-
-    By default glibc maps every large tensor anew, and the kernel clears it page by page: at 1600 frames a third of
-    the time of a training step. For programs that train or extract; where there is no glibc, nothing changes.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never

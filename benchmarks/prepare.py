@@ -1,0 +1,188 @@
+"""Speed and memory of prepare_data.py, beside a plain loop of float() over lines, a copy of its output, and real time.
+
+    python benchmarks/prepare.py --megabytes 100 --num_workers 2
+
+Text: this project, a plain pipeline (float() on each token, pad, torch.save, one process), and its float() loop alone.
+Archives: the same frames in a binary .ark, and a mere copy of the tensors, each flushed to the disk, which is as fast
+as any input could be. Audio: FLAC files of 10 seconds, both passes. Memory: the peak of all processes together,
+for ten times as many utterances.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from common import interleaved_seconds, memory_mb
+
+from utils.kaldi_io import write_ark, write_blogmel
+from utils.log_mel import SAMPLE_RATE
+from utils.preparing import Options, prepare
+from utils.sources import ArchiveSource, AudioSource
+
+MEL_DIM = 80
+MAX_SEQ_LEN = 1600
+BYTES_PER_NUMBER = 8.5  # of text
+AUDIO_SECONDS = 10
+SAMPLE = Path(__file__).resolve().parent.parent / "librispeech_data" / "sample" / "audio"
+OURS, PIPELINE, FLOAT_LOOP = "text: this project", "text: plain pipeline", "text: float() loop alone"
+ARK, COPY, AUDIO = "binary .ark: this project", "a copy of the tensors", "audio: this project"
+
+
+def main() -> None:
+    options = parse_options()
+    if options.memory_of:
+        report_memory(Path(options.memory_of), options.num_workers)
+        return
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        root = Path(folder)
+        megabytes, seconds_of_audio = make_input(root, options)
+        variants = make_variants(root, options)
+        seconds = interleaved_seconds(variants, options.repeats)
+        memory = {count: peak_memory(root, count, options) for count in (options.frames, 10 * options.frames)}
+    report(options, seconds, megabytes, seconds_of_audio, memory)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--megabytes", type=int, default=100, help="Size of the text archive.")
+    add("--num_workers", type=int, default=os.cpu_count(), help="Processes that prepare_data.py uses.")
+    add("--frames", type=int, default=1000, help="Frames of an utterance; also the utterances of the memory test.")
+    add("--audio_files", type=int, default=200, help="Number of FLAC files of 10 seconds.")
+    add("--repeats", type=int, default=3, help="Runs of each variant, of which the median counts.")
+    add("--json", action="store_true", help="Print one JSON object instead of a table.")
+    add("--memory_of", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def utterances(count: int, frames: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Generated frames (frames, 80) float32 with as many digits as Kaldi prints."""
+    noise = np.random.default_rng(0).standard_normal((2 * frames, MEL_DIM)).round(6).astype(np.float32)
+    for i in range(count):
+        start = i * 7 % frames
+        yield f"1-1-{i:06d}", noise[start : start + frames]
+
+
+def make_input(root: Path, options: argparse.Namespace) -> tuple[float, int]:
+    """Archives and audio, all in the page cache. Returns the text's megabytes and the audio's seconds."""
+    count = max(1, round(options.megabytes * 1e6 / (options.frames * MEL_DIM * BYTES_PER_NUMBER)))
+    write_blogmel(root / "in.blogmel", utterances(count, options.frames))
+    write_ark(root / "in.ark", utterances(count, options.frames))
+    speech = np.concatenate([soundfile.read(path)[0] for path in sorted(SAMPLE.rglob("*.flac"))])
+    (root / "audio").mkdir()
+    for i in range(options.audio_files):
+        samples = np.roll(speech, 997 * i)[: AUDIO_SECONDS * SAMPLE_RATE]
+        soundfile.write(root / "audio" / f"{i % 10}-1-{i:06d}.flac", samples, SAMPLE_RATE)
+    return (root / "in.blogmel").stat().st_size / 1e6, options.audio_files * AUDIO_SECONDS
+
+
+def make_variants(root: Path, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    prepared = root / "prepared"
+
+    def ours(source: ArchiveSource | AudioSource, norm: str = "none") -> None:
+        shutil.rmtree(prepared, ignore_errors=True)
+        prepare(source, prepared, Options(MAX_SEQ_LEN, options.num_workers, norm=norm))
+
+    def copy() -> None:
+        shutil.rmtree(root / "copy", ignore_errors=True)
+        (root / "copy").mkdir()
+        for tensor in root.glob("reference/*.pt"):
+            with (root / "copy" / tensor.name).open("wb") as file:
+                file.write(tensor.read_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+
+    prepare(ArchiveSource([root / "in.ark"]), root / "reference", Options(MAX_SEQ_LEN, options.num_workers))
+    return {
+        OURS: lambda: ours(ArchiveSource([root / "in.blogmel"])),
+        PIPELINE: lambda: plain_pipeline(root / "in.blogmel", root / "plain"),
+        FLOAT_LOOP: lambda: plain_pipeline(root / "in.blogmel", None),
+        ARK: lambda: ours(ArchiveSource([root / "in.ark"])),
+        COPY: copy,
+        AUDIO: lambda: ours(AudioSource.find(root / "audio"), "speaker"),
+    }
+
+
+def plain_pipeline(archive: Path, save_dir: Path | None) -> None:
+    """What a first script would do; without a directory only its reading."""
+    if save_dir:
+        shutil.rmtree(save_dir, ignore_errors=True)
+        save_dir.mkdir()
+    with archive.open() as file:
+        for line in file:
+            name, frames = line.strip(), []
+            for row in file:
+                if row == ".\n":
+                    break
+                frames.append([float(token) for token in row.split()])
+            if save_dir:
+                padded = torch.zeros(MAX_SEQ_LEN, MEL_DIM)
+                padded[: len(frames)] = torch.FloatTensor(frames[:MAX_SEQ_LEN])
+                torch.save(padded, save_dir / f"{name}.pt")
+
+
+def peak_memory(root: Path, count: int, options: argparse.Namespace) -> float:
+    """MB of all processes together, preparing so many short utterances with statistics per speaker."""
+    archive = root / f"{count}.ark"
+    write_ark(archive, utterances(count, 100))
+    command = [sys.executable, __file__, "--memory_of", str(archive), "--num_workers", str(options.num_workers)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def report_memory(archive: Path, num_workers: int) -> None:
+    """In a process of its own: prints its peak, and that of its largest worker as often as there are workers."""
+    options = Options(100, num_workers, norm="speaker")
+    prepare(ArchiveSource([archive]), archive.with_suffix(".prepared"), options)
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(memory_mb("VmHWM") + num_workers * workers)
+
+
+def report(
+    options: argparse.Namespace,
+    seconds: dict[str, float],
+    megabytes: float,
+    seconds_of_audio: int,
+    memory: dict[int, float],
+) -> None:
+    cores = max(1, min(options.num_workers, os.cpu_count() or 1))
+    real_time = seconds_of_audio / seconds[AUDIO] / cores
+    results = {
+        "text_megabytes": megabytes,
+        "num_workers": options.num_workers,
+        "seconds": seconds,
+        "text_megabytes_per_second": {name: megabytes / seconds[name] for name in (OURS, PIPELINE, FLOAT_LOOP)},
+        "text_against_plain_pipeline": seconds[PIPELINE] / seconds[OURS],
+        "text_against_float_loop": seconds[FLOAT_LOOP] / seconds[OURS],
+        "ark_against_text": seconds[OURS] / seconds[ARK],
+        "ark_against_copy": seconds[COPY] / seconds[ARK],
+        "audio_times_real_time_per_core": real_time,
+        "peak_memory_mb": memory,
+    }
+    if options.json:
+        print(json.dumps(results))
+        return
+    print(f"{megabytes:.0f} MB of text, {options.num_workers} workers")
+    for name, value in seconds.items():
+        speed = f"{megabytes / value:8.0f} MB/s of text" if name != AUDIO else f"{real_time:8.0f} x real time per core"
+        print(f"{name:28}{value:8.2f} s  {speed}")
+    print(f"text against the plain pipeline {results['text_against_plain_pipeline']:.1f}x, ", end="")
+    print(f"against its float() loop alone {results['text_against_float_loop']:.1f}x")
+    print(f"binary .ark against text {results['ark_against_text']:.1f}x, ", end="")
+    print(f"against the copy {results['ark_against_copy']:.1f}x")
+    print("peak memory: " + ", ".join(f"{mb:.0f} MB for {count:,} utterances" for count, mb in memory.items()))
+
+
+if __name__ == "__main__":
+    main()

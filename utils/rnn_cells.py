@@ -1,0 +1,202 @@
+"""The equations of a GRU and an LSTM for packed_rnn: the loops over time, and the derivatives of the gates.
+
+In the comments on shapes, frames are rows of packed data, batch the sequences still running at a step, and chunks the
+column shares of the recurrent product, one for every thread, each hidden / chunks wide.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+class GRUCell:
+    """Gates lie in columns n, r, z, hn, with n = tanh(n's part of x + r * hn) and h = (1 - z) * n + z * h_prev.
+
+    The input's product fills the first three, the recurrent product the last three.
+    """
+
+    num_states, num_columns = 1, 4
+
+    @staticmethod
+    def arrange(w_ih, w_hh, b_ih, b_hh):
+        """Brings parameters into the order of the gates; the two biases into one of (4 * hidden,)."""
+        hidden = w_hh.size(1)
+        b_ih = b_ih.roll(hidden)
+        bias = torch.cat([b_ih[:hidden], b_ih[hidden:] + b_hh[: 2 * hidden], b_hh[2 * hidden :]])
+        return w_ih.roll(hidden, 0), w_hh, bias
+
+    @staticmethod
+    def restore(d_w_in, d_w_rec, d_bias):
+        """Brings gradients back into the order of the parameters."""
+        hidden = d_bias.size(0) // 4
+        d_w_ih = None if d_w_in is None else d_w_in.roll(-hidden, 0)
+        return d_w_ih, d_w_rec, d_bias[: 3 * hidden].roll(-hidden), d_bias[hidden:].clone()
+
+    @staticmethod
+    def split(gates: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
+        """Returns the columns of the input's product, and those of the recurrent product."""
+        return gates[:, : 3 * hidden], gates[:, hidden : 4 * hidden]
+
+    @staticmethod
+    def states(output: Tensor, gates: Tensor) -> list[Tensor]:
+        return [output]
+
+    @staticmethod
+    def steps(sizes, gates, output, state, final, w_rec):
+        """Runs the time steps of a block: fills gates (frames, 4 * hidden) and output (frames, hidden).
+
+        Gates hold the input's part. w_rec is (chunks, hidden, 3 * hidden / chunks). State is (batch, hidden) before
+        the block, and the state after it is returned; that of sequences that end goes into final (batch, hidden).
+        """
+        hidden, chunks = output.size(1), w_rec.size(0)
+        n, r, z, hn = (column.split(sizes) for column in gates.split(hidden, 1))
+        rz = gates[:, hidden : 3 * hidden].split(sizes)
+        recurrent = _chunked(gates[:, hidden:], chunks).split(sizes, 1)
+        (h,) = state
+        for t, (size, h_next) in enumerate(zip(sizes, output.split(sizes), strict=True)):
+            h = _end(h, size, final[0])
+            recurrent[t].add_(torch.bmm(h.expand(chunks, size, hidden), w_rec))
+            rz[t].sigmoid_()
+            torch.addcmul(n[t], r[t], hn[t], out=n[t]).tanh_()
+            h = torch.lerp(n[t], h, z[t], out=h_next)
+        return [h]
+
+    @staticmethod
+    def derivatives(gates, h_prev, out):
+        """Fills out (frames, 4 * hidden) with the derivatives of h by what enters n, r, z and hn."""
+        hidden = h_prev.size(1)
+        n, r, z, hn = gates.split(hidden, 1)
+        by_n, by_r, by_z, by_hn = out.split(hidden, 1)
+        aten.tanh_backward(1 - z, n, grad_input=by_n)
+        torch.mul(by_n, r, out=by_hn)
+        aten.sigmoid_backward(by_n * hn, r, grad_input=by_r)
+        aten.sigmoid_backward(h_prev - n, z, grad_input=by_z)
+
+    @staticmethod
+    def steps_backward(sizes, gates, d_gates, d_output, d_state, d_final, w_rec):
+        """Multiplies the derivatives in d_gates by the gradient of h, from the last step to the first.
+
+        w_rec is (chunks, 3 * hidden, hidden / chunks). d_state is (chunks, batch, hidden / chunks) after the block,
+        and that before it is returned; d_final has that of the final state of every sequence.
+        """
+        hidden, chunks = d_output.size(1), w_rec.size(0)
+        z = _chunked(gates[:, 2 * hidden : 3 * hidden], chunks).split(sizes, 1)
+        d_columns = _chunked_columns(d_gates, 4, chunks).split(sizes, 1)
+        d_rec = d_gates[:, hidden:].expand(chunks, -1, -1).split(sizes, 1)
+        d_output = _chunked(d_output, chunks).split(sizes, 1)
+        (d_h,) = d_state  # (chunks, batch, hidden / chunks)
+        for t in reversed(range(len(sizes))):
+            d_h = _begin(d_h, sizes[t], d_final[0]).add_(d_output[t])
+            d_columns[t].mul_(d_h.unsqueeze(2))
+            d_h = torch.bmm(d_rec[t], w_rec).addcmul_(d_h, z[t])
+        return [d_h]
+
+
+class LSTMCell:
+    """Gates lie in columns o, i, f, g, and behind them the cell c = f * c_prev + i * g; h = o * tanh(c)."""
+
+    num_states, num_columns = 2, 5
+
+    @staticmethod
+    def arrange(w_ih, w_hh, b_ih, b_hh):
+        hidden = w_hh.size(1)
+        return w_ih.roll(hidden, 0), w_hh.roll(hidden, 0), (b_ih + b_hh).roll(hidden)
+
+    @staticmethod
+    def restore(d_w_in, d_w_rec, d_bias):
+        hidden = d_bias.size(0) // 5
+        d_w_ih, d_w_hh = (None if d_w is None else d_w.roll(-hidden, 0) for d_w in (d_w_in, d_w_rec))
+        d_b = d_bias[: 4 * hidden].roll(-hidden)
+        return d_w_ih, d_w_hh, d_b, d_b.clone()
+
+    @staticmethod
+    def split(gates: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
+        return gates[:, : 4 * hidden], gates[:, : 4 * hidden]
+
+    @staticmethod
+    def states(output: Tensor, gates: Tensor) -> list[Tensor]:
+        return [output, gates[:, 4 * output.size(1) :]]
+
+    @staticmethod
+    def steps(sizes, gates, output, state, final, w_rec):
+        """As of a GRU, but for gates (frames, 5 * hidden) and w_rec (chunks, hidden, 4 * hidden / chunks)."""
+        hidden, chunks = output.size(1), w_rec.size(0)
+        o, i, f, g, c_next = (column.split(sizes) for column in gates.split(hidden, 1))
+        oif = gates[:, : 3 * hidden].split(sizes)
+        recurrent = _chunked(gates[:, : 4 * hidden], chunks).split(sizes, 1)
+        h, c = state  # each (batch, hidden)
+        for t, (size, h_next) in enumerate(zip(sizes, output.split(sizes), strict=True)):
+            h, c = _end(h, size, final[0]), _end(c, size, final[1])
+            recurrent[t].add_(torch.bmm(h.expand(chunks, size, hidden), w_rec))
+            oif[t].sigmoid_()
+            g[t].tanh_()
+            c = torch.mul(f[t], c, out=c_next[t]).addcmul_(i[t], g[t])
+            h = torch.tanh(c, out=h_next).mul_(o[t])
+        return [h, c]
+
+    @staticmethod
+    def derivatives(gates, h_prev, c_prev, out):
+        """Fills out (frames, 5 * hidden) with the derivatives of h by o, of c by i, f, g, and of h by c."""
+        hidden = h_prev.size(1)
+        o, i, f, g, c = gates.split(hidden, 1)
+        by_o, by_i, by_f, by_g, by_c = out.split(hidden, 1)
+        tanh_c = torch.tanh(c)
+        aten.sigmoid_backward(tanh_c, o, grad_input=by_o)
+        aten.sigmoid_backward(g, i, grad_input=by_i)
+        aten.sigmoid_backward(c_prev, f, grad_input=by_f)
+        aten.tanh_backward(i, g, grad_input=by_g)
+        aten.tanh_backward(o, tanh_c, grad_input=by_c)
+
+    @staticmethod
+    def steps_backward(sizes, gates, d_gates, d_output, d_state, d_final, w_rec):
+        """As of a GRU, with the gradients of both h and c in d_state and d_final."""
+        hidden, chunks = d_output.size(1), w_rec.size(0)
+        f = _chunked(gates[:, 2 * hidden : 3 * hidden], chunks).split(sizes, 1)
+        d_columns = _chunked_columns(d_gates, 5, chunks)
+        d_o, h_by_c = d_columns[:, :, 0].split(sizes, 1), d_columns[:, :, 4].split(sizes, 1)
+        d_ifg = d_columns[:, :, 1:4].split(sizes, 1)
+        d_rec = d_gates[:, : 4 * hidden].expand(chunks, -1, -1).split(sizes, 1)
+        d_output = _chunked(d_output, chunks).split(sizes, 1)
+        d_h, d_c = d_state  # each (chunks, batch, hidden / chunks)
+        for t in reversed(range(len(sizes))):
+            d_h = _begin(d_h, sizes[t], d_final[0]).add_(d_output[t])
+            d_c = _begin(d_c, sizes[t], d_final[1]).addcmul_(d_h, h_by_c[t])
+            d_o[t].mul_(d_h)
+            d_ifg[t].mul_(d_c.unsqueeze(2))
+            d_c.mul_(f[t])
+            d_h = torch.bmm(d_rec[t], w_rec)
+        return [d_h, d_c]
+
+
+def _end(state: Tensor, size: int, final: Tensor) -> Tensor:
+    """Keeps the states (batch, hidden) of the first size sequences; those of sequences that ended go to final."""
+    if state.size(0) == size:
+        return state
+    final[size : state.size(0)] = state[size:]
+    return state[:size]
+
+
+def _begin(d_state: Tensor, size: int, d_final: Tensor) -> Tensor:
+    """Adds, going backward, the sequences that end here: the gradient of their state is that of their final one."""
+    if d_state.size(1) == size:
+        return d_state
+    return torch.cat([d_state, d_final[:, d_state.size(1) : size]], 1)
+
+
+def _chunked(values: Tensor, chunks: int) -> Tensor:
+    """Views (frames, columns) as (chunks, frames, columns / chunks)."""
+    return values.unflatten(1, (chunks, -1)).transpose(0, 1)
+
+
+def _chunked_columns(gates: Tensor, num_columns: int, chunks: int) -> Tensor:
+    """Views (frames, num_columns * hidden) as (chunks, frames, num_columns, hidden / chunks)."""
+    return gates.unflatten(1, (num_columns, chunks, -1)).permute(2, 0, 1, 3)
+
+
+def columns_apart(matrix: Tensor) -> Tensor:
+    """Copies a share of the columns for every thread: (rows, columns) to (chunks, rows, columns / chunks)."""
+    chunks = math.gcd(matrix.size(1), torch.get_num_threads())
+    return _chunked(matrix, chunks).contiguous()
