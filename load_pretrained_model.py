@@ -11,6 +11,8 @@ In a notebook:
         _, feats = model.forward(inputs, lengths)  # (num_layers, batch, seq_len, hidden_size)
 """
 
+import utils.openmp  # isort: skip  # before PyTorch
+
 import argparse
 import hashlib
 from collections.abc import Iterator

@@ -8,6 +8,8 @@ Writes logs/<experiment_name>.dir/ (see utils/experiment.py). Can be killed at a
 --resume goes on and ends with the same weights, bit for bit, on the same machine.
 """
 
+import utils.openmp  # isort: skip  # before PyTorch
+
 import argparse
 import logging
 import math

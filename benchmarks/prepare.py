@@ -55,6 +55,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--megabytes", type=int, default=100, help="Size of the text archive.")
@@ -89,6 +90,7 @@ def make_input(root: Path, options: argparse.Namespace) -> tuple[float, int]:
 
 
 def make_variants(root: Path, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """Each variant's work, from input to files."""
     prepared = root / "prepared"
 
     def ours(source: ArchiveSource | AudioSource, norm: str = "none") -> None:
@@ -96,6 +98,7 @@ def make_variants(root: Path, options: argparse.Namespace) -> dict[str, Callable
         prepare(source, prepared, Options(MAX_SEQ_LEN, options.num_workers, norm=norm))
 
     def copy() -> None:
+        """As much as any input must write."""
         shutil.rmtree(root / "copy", ignore_errors=True)
         (root / "copy").mkdir()
         for tensor in root.glob("reference/*.pt"):
@@ -156,6 +159,7 @@ def report(
     seconds_of_audio: int,
     memory: dict[int, float],
 ) -> None:
+    """Print a table, or one JSON object."""
     cores = max(1, min(options.num_workers, os.cpu_count() or 1))
     real_time = seconds_of_audio / seconds[AUDIO] / cores
     results = {

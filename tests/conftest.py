@@ -1,5 +1,7 @@
 """What the tests share: small prepared directories of generated frames."""
 
+import utils.openmp  # isort: skip  # before PyTorch
+
 from pathlib import Path
 
 import pytest

@@ -13,6 +13,7 @@ import logging
 import re
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from utils.files import (
     atomic_write,
     check_utterance_id,
     lock_directory,
+    naming_file,
     read_json,
     remove_leftovers,
     write_json,
@@ -82,13 +84,15 @@ class Experiment:
                 self._check_options(read_json(self.config_path))
             write_json(self.config_path, self._config)
             self._start_log(stack)
+            stack.callback(setattr, threading, "excepthook", threading.excepthook)
+            threading.excepthook = _print_but_for_os_errors
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._stack.close()
+        with self._stack, naming_file(self.tensorboard_path):
+            if self._writer is not None:
+                self._writer.close()
 
     @property
     def tensorboard_path(self) -> Path:
@@ -97,11 +101,12 @@ class Experiment:
 
     def open_curves(self, first_step: int) -> None:
         """Start or go on writing curves. Points of `first_step` and later that an interrupted run wrote are void."""
-        self._writer = SummaryWriter(str(self.tensorboard_path), purge_step=first_step if first_step > 1 else None)
+        self._writer = SummaryWriter(str(self.tensorboard_path), purge_step=first_step)
 
     def add_point(self, curve: str, value: float, step: int) -> None:
         """Add a point to a curve."""
-        self._writer.add_scalar(curve, value, step)
+        with naming_file(self.tensorboard_path):
+            self._writer.add_scalar(curve, value, step)
 
     def save_weights(self, model: torch.nn.Module, epoch: int) -> Path:
         """Write <name>__epoch_N.model: a bare state dict, on the CPU, with the released parameter names."""
@@ -113,7 +118,8 @@ class Experiment:
 
     def save_state(self, state: dict[str, Any], step: int) -> Path:
         """Write all that resuming needs, flush the curves up to it, and keep the last two such files."""
-        self._writer.flush()
+        with naming_file(self.tensorboard_path):
+            self._writer.flush()
         path = self.path / f"{self.name}__step_{step}.state"
         with atomic_write(path) as file:
             torch.save(state, file)
@@ -174,3 +180,9 @@ class Experiment:
             stack.callback(handler.close)
             stack.callback(log.removeHandler, handler)
         stack.enter_context(logging_redirect_tqdm([log]))
+
+
+def _print_but_for_os_errors(failed: threading.ExceptHookArgs) -> None:
+    """Keep the traceback of a thread to itself where the disk is full: TensorBoard hands that error on to its caller."""
+    if not issubclass(failed.exc_type, OSError):
+        threading.__excepthook__(failed)

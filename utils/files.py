@@ -56,6 +56,16 @@ def _umask() -> int:
     return mask
 
 
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name a file, where it names none: a full disk is known by what did not fit."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def remove_leftovers(directory: Path) -> None:
     """Remove the temporary files of processes that were killed while writing. Call it with the directory locked."""
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):

@@ -15,7 +15,15 @@ from types import TracebackType
 from typing import Any
 
 from utils.errors import InputError, one_line
-from utils.files import LOCK_FILE, atomic_write, lock_directory, read_json, remove_leftovers, write_json
+from utils.files import (
+    LOCK_FILE,
+    atomic_write,
+    lock_directory,
+    naming_file,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from utils.prepared import LENGTHS_FILE, TENSOR_SUFFIX, load_lengths, save_lengths
 
 MADE_FROM_FILE = "made_from.json"
@@ -87,8 +95,9 @@ class OutputDirectory:
     def record(self, utterance: str, **facts: Any) -> None:
         """Note that an utterance's tensor is written, with what a later run needs to know of it (JSON types)."""
         self.done[utterance] = facts
-        self._progress.write((json.dumps({"id": utterance, **facts}) + "\n").encode())
-        self._progress.flush()
+        with naming_file(self.path / PROGRESS_FILE):
+            self._progress.write((json.dumps({"id": utterance, **facts}) + "\n").encode())
+            self._progress.flush()
 
     def finish(self, lengths: dict[str, int], skipped: list[str]) -> None:
         """Complete the directory.
