@@ -11,7 +11,7 @@ In a notebook:
         _, feats = model.forward(inputs, lengths)  # (num_layers, batch, seq_len, hidden_size)
 """
 
-import utils.openmp  # isort: skip  # before PyTorch
+import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 
 import argparse
 import hashlib

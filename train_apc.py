@@ -8,7 +8,7 @@ Writes logs/<experiment_name>.dir/ (see utils/experiment.py). Can be killed at a
 --resume goes on and ends with the same weights, bit for bit, on the same machine.
 """
 
-import utils.openmp  # isort: skip  # before PyTorch
+import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 
 import argparse
 import logging

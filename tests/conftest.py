@@ -1,6 +1,6 @@
 """What the tests share: small prepared directories of generated frames."""
 
-import utils.openmp  # isort: skip  # before PyTorch
+import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 
 from pathlib import Path
 

@@ -2,7 +2,7 @@
 
 GNU OpenMP's threads otherwise spin for long at the end of every operation. On an idle machine that costs nothing. Where
 anything else runs, a recurrent layer's thousands of small operations then wait for threads that are not on a core:
-training was seen to take twenty times as long beside one other busy process, and with this twice.
+training was seen to take ten to thirty times as long beside another busy process, and with this two to three times.
 """
 
 import os
