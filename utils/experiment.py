@@ -183,6 +183,6 @@ class Experiment:
 
 
 def _print_but_for_os_errors(failed: threading.ExceptHookArgs) -> None:
-    """Keep the traceback of a thread to itself where the disk is full: TensorBoard hands that error on to its caller."""
+    """Print no traceback of a thread for a full disk: TensorBoard hands that error on to its caller."""
     if not issubclass(failed.exc_type, OSError):
         threading.__excepthook__(failed)

@@ -72,7 +72,8 @@ class OutputDirectory:
                 self._empty()
             self._check_made_from()
             self.complete = (self.path / LENGTHS_FILE).exists()
-            self._progress = stack.enter_context((self.path / PROGRESS_FILE).open("a+b"))
+            self._progress = (self.path / PROGRESS_FILE).open("a+b")
+            stack.callback(self._close_progress)
             self._read_progress()
             self._stack = stack.pop_all()
         return self
@@ -83,6 +84,10 @@ class OutputDirectory:
         self._stack.close()
         if (self.path / LENGTHS_FILE).exists():
             (self.path / PROGRESS_FILE).unlink(missing_ok=True)
+
+    def _close_progress(self) -> None:
+        with naming_file(self.path / PROGRESS_FILE):  # writes again what a full disk did not take
+            self._progress.close()
 
     def tensor_path(self, utterance: str) -> Path:
         """Where an utterance's tensor goes."""

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,10 +77,15 @@ class ToTensors(NamedTuple):
     normalize_each: bool  # by its own mean and variance
 
     def __call__(self, utterances: list[Any]) -> list[Outcome]:
-        """One outcome an utterance."""
-        return [_outcome(self._write, utterance) for utterance in utterances]
+        """One outcome an utterance. A tensor is flushed to the disk while the next utterance is read and parsed."""
+        with ThreadPoolExecutor(1) as writer:
+            written: list[Future] = []
+            outcomes = [_outcome(lambda u: self._write(u, writer, written), utterance) for utterance in utterances]
+            for future in written:
+                future.result()
+        return outcomes
 
-    def _write(self, utterance: Any) -> Outcome:
+    def _write(self, utterance: Any, writer: ThreadPoolExecutor, written: list[Future]) -> Outcome:
         frames = _load(utterance)
         if self.normalize_each:
             try:
@@ -89,7 +95,8 @@ class ToTensors(NamedTuple):
         length, mel_dim = min(len(frames), self.max_seq_len), frames.shape[1]
         padded = torch.zeros(self.max_seq_len, mel_dim)
         padded[:length] = torch.from_numpy(frames[:length])
-        save_tensor(self.directory / f"{utterance.utterance}{TENSOR_SUFFIX}", padded)
+        path = self.directory / f"{utterance.utterance}{TENSOR_SUFFIX}"
+        written.append(writer.submit(save_tensor, path, padded))
         return Outcome(length, mel_dim, len(frames) > self.max_seq_len)
 
 
