@@ -25,7 +25,7 @@ from tqdm import tqdm
 from apc_model import APCModel
 from datasets import Batch, BatchOrder, LibriSpeech, batches, load_split, make_loader
 from utils import PrenetConfig, RNNConfig
-from utils.errors import InputError, Stopped, run_script
+from utils.errors import InputError, Stopped, one_line, run_script
 from utils.experiment import Experiment
 from utils.memory import reuse_freed_memory
 from utils.objective import apc_loss, count_targets
@@ -250,10 +250,16 @@ class Trainer:
         state = self.experiment.load_state()
         if state is None:
             return
-        self.progress = Progress(**state["progress"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        set_random_state(state["random"])
+        try:
+            self.progress = Progress(**state["progress"])
+            if not all(isinstance(value, int | float) for value in asdict(self.progress).values()):
+                raise TypeError("its progress is not in numbers")
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            set_random_state(state["random"])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(f"the last saved state in {self.experiment.path} is not of this training "
+                             f"({one_line(error, 250)}); --overwrite the experiment") from error  # fmt: skip
         self.last_saved_step = self.progress.step
         log.info("epoch %d, batch %d, step %d", self.progress.epoch, self.progress.batch, self.progress.step)
 

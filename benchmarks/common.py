@@ -88,6 +88,7 @@ def with_default_allocation(work: Callable[[], object]) -> Callable[[], object]:
     m_mmap_max, m_mmap_threshold, m_trim_threshold = -4, -3, -1  # glibc's malloc.h
 
     def run() -> object:
+        """Does the work between two changes of the allocator's settings."""
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL(None)
             libc.mallopt(m_mmap_max, 65536)

@@ -86,6 +86,7 @@ def make_step(variant: str, options: argparse.Namespace, seq_len: int) -> Callab
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def step() -> float:
+        """Does one step and returns its loss."""
         if variant == OURS:
             loss = apc_loss(model, inputs, lengths, TIME_SHIFT)
         else:

@@ -64,6 +64,8 @@ def _xz_blocks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _gz_blocks(file: BinaryIO) -> Iterator[bytes]:
+    if not os.fstat(file.fileno()).st_size:
+        raise EOFError("the file is empty")  # which GzipFile takes for an archive of nothing
     with gzip.GzipFile(fileobj=file) as stream:
         while block := stream.read1(BLOCK_BYTES):  # unlike read(), gives what precedes a damaged place
             yield block

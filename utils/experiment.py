@@ -174,7 +174,10 @@ class Experiment:
         log.setLevel(logging.INFO)
         log.propagate = False
         formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
-        for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(self.path / f"{self.name}.log")):
+        log_path = self.path / f"{self.name}.log"
+        if log_path.is_symlink():
+            log_path.unlink()  # replaced, not followed
+        for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(log_path)):
             handler.setFormatter(formatter)
             log.addHandler(handler)
             stack.callback(handler.close)

@@ -103,8 +103,10 @@ def read_json(path: Path) -> dict:
     """Read a JSON object of at most 64 MiB.
 
     Raises:
-        InputError: the file is too large, damaged, or holds something other than an object.
+        InputError: the file is missing, too large, damaged, or holds something other than an object.
     """
+    if not path.is_file():
+        raise InputError(f"{path} is missing or no file")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise InputError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: not a file of this project")
     try:

@@ -59,11 +59,15 @@ def scale(log_mel: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """(frames, mel_dim) float32 with the mean taken off and divided by the standard deviation.
 
     Raises:
-        InputError: the sizes disagree.
+        InputError: the sizes disagree, or a frame becomes infinite.
     """
     if log_mel.shape[1] != len(mean):
         raise InputError(f"frames of size {log_mel.shape[1]}, but the normalisation is for size {len(mean)}")
-    return ((log_mel - mean) / std).astype(np.float32)
+    with np.errstate(over="ignore"):
+        scaled = ((log_mel - mean) / std).astype(np.float32)
+    if not np.isfinite(scaled).all():
+        raise InputError("the normalisation makes its frames infinite: it is damaged, or of other data")
+    return scaled
 
 
 class Normalizer:

@@ -72,6 +72,8 @@ class OutputDirectory:
                 self._empty()
             self._check_made_from()
             self.complete = (self.path / LENGTHS_FILE).exists()
+            if (self.path / PROGRESS_FILE).is_symlink():
+                (self.path / PROGRESS_FILE).unlink()  # replaced, not followed
             self._progress = (self.path / PROGRESS_FILE).open("a+b")
             stack.callback(self._close_progress)
             self._read_progress()

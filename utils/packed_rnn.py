@@ -134,6 +134,7 @@ class _PackedRNN(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_output: Tensor, *d_final: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of what forward took, for those of output (frames, hidden) and final states (batch, hidden)."""
         cell = ctx.cell
         output, gates, data, w_ih, w_hh, b_ih, b_hh, *initial = ctx.saved_tensors
         w_in, w_rec, _ = cell.arrange(w_ih, w_hh, b_ih, b_hh)

@@ -11,6 +11,7 @@ import argparse
 import io
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from utils.files import atomic_write, check_utterance_id
 LENGTHS_FILE = "lengths.pkl"
 TENSOR_SUFFIX = ".pt"
 MAX_FILE_BYTES = 2 << 30  # larger than any utterance, lengths.pkl or APC checkpoint
+ZIP_DIRECTORY = 0x10  # an attribute for which PyTorch's reader reads nothing, and hands out memory as it finds it
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # how PyTorch before 1.6 starts a file
 
@@ -51,9 +53,11 @@ def read_bytes(path: Path) -> bytes:
     """A whole file of at most 2 GiB.
 
     Raises:
-        InputError: there is no such file, or it is larger.
+        InputError: there is no such file, or it is larger, or a directory, pipe or device.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe or device could be read for ever
+            raise InputError(f"{path} is not a file")
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -79,7 +83,9 @@ def load_untrusted(path: str | Path) -> Any:
     elif not content.startswith(LEGACY_MAGIC):
         raise InputError(f"{path} is damaged or is not a PyTorch file")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # s3prl's checkpoints hold their options so
+        # s3prl's checkpoints hold their options in a Namespace; a damaged file also makes torch.load warn
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
         code = re.search(r"GLOBAL ([\w.]+)", str(error))  # what torch.load names when it refuses a pickle
@@ -92,12 +98,14 @@ def load_untrusted(path: str | Path) -> Any:
 
 
 def _check_zip(path: Path, content: bytes) -> None:
-    """Refuse a PyTorch zip file whose members are compressed, overlap the end, or fail their checksum."""
+    """Refuse a PyTorch zip file whose members are compressed, twice there, overlap the end, or fail their checksum."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = archive.infolist()
             stored = all(m.compress_type == zipfile.ZIP_STORED and m.file_size <= len(content) for m in members)
-            intact = stored and sum(m.file_size for m in members) <= len(content) and archive.testzip() is None
+            plain = not any(m.external_attr & ZIP_DIRECTORY for m in members)
+            plain &= len({m.filename for m in members}) == len(members)  # else one hides another's checksum
+            intact = stored and plain and sum(m.file_size for m in members) <= len(content) and archive.testzip() is None
     except Exception as error:  # zipfile raises nearly anything on a damaged file
         raise InputError(f"{path} is damaged: {one_line(error, 200)}") from error
     if not intact:

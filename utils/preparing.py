@@ -149,6 +149,8 @@ class _Job:
 
     def _gather_statistics(self, raw_folder: Path) -> None:
         """The first pass: raw frames into a folder, and normalization.json when all are there."""
+        if raw_folder.is_symlink():
+            raw_folder.unlink()  # replaced, not followed
         raw_folder.mkdir(exist_ok=True)
         sums: dict[str, np.ndarray] = {}
 
