@@ -18,6 +18,7 @@ from utils.errors import InputError, one_line
 from utils.prepared import TENSOR_SUFFIX, load_lengths, load_tensor
 from utils.signals import ignore_in_worker
 
+TOLD_BY = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
 BUCKET_POOL = 50  # batches whose utterances are sorted by length together: large enough to fill, small enough to mix
 
 
@@ -83,8 +84,17 @@ class LibriSpeech(Dataset):
         return self.files[index].name.removesuffix(TENSOR_SUFFIX)
 
     def fingerprint(self) -> str:
-        """A digest of which utterances, in which order, of which lengths: whether a set is still the same set."""
+        """A digest of the utterances, their order and lengths, and what they were made from: is it still the same set?
+
+        Of a directory that does not say what it was made from (the released script's do not), the first tensor is
+        looked at.
+        """
         digest = hashlib.sha256()
+        for path in self.paths:
+            told = [path / name for name in TOLD_BY if (path / name).is_file()]
+            first = next((file for file in self.files if file.parent == path), None)
+            for file in told or ([first] if first else []):
+                digest.update(file.read_bytes())
         for file, length in zip(self.files, self.lengths, strict=True):
             digest.update(f"{file.name} {length}\n".encode())
         return digest.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from utils.command_line import HelpFormatter
 from utils.errors import InputError, run_script
 from utils.kaldi_io import write_ark, write_blogmel
 from utils.prepared import TENSOR_SUFFIX, load_lengths, load_tensor
@@ -19,11 +20,11 @@ BLOGMEL_SUFFIXES = (".blogmel", ".blogmel.xz", ".blogmel.gz")
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="Read this directory of .pt files and lengths.pkl.")
     add("--save", type=Path, required=True, metavar="FILE",
-        help="Write this file: .blogmel, .blogmel.xz, .blogmel.gz, or .ark with an .scp beside it.")  # fmt: skip
+        help="Write this file, over any that is there: .blogmel (also .xz, .gz), or .ark with an .scp beside it.")  # fmt: skip
     add("--decimals", type=int, metavar="N",
         help="Round the numbers of a .blogmel to this many decimals; by default they are exact.")  # fmt: skip
     args = parser.parse_args(arguments)
@@ -43,7 +44,7 @@ def read_features(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     lengths = load_lengths(directory)
     for utterance, length in tqdm(lengths.items(), unit=" utterances", disable=None):
         path = directory / f"{utterance}{TENSOR_SUFFIX}"
-        frames = load_tensor(path)
+        frames = load_tensor(path)  # (frames, size)
         if length > len(frames):
             raise InputError(f"{path} holds {len(frames)} frames, but lengths.pkl says {length}")
         yield utterance, frames[:length].numpy()

@@ -25,9 +25,10 @@ from tqdm import tqdm
 from apc_model import APCModel
 from datasets import Batch, BatchOrder, LibriSpeech, batches, make_loader
 from utils.checkpoints import load_weights, read_checkpoint
+from utils.command_line import HelpFormatter, natural, positive
 from utils.errors import InputError, run_script
 from utils.memory import reuse_freed_memory
-from utils.options import natural, pick_device, positive
+from utils.options import pick_device
 from utils.output_directory import OutputDirectory
 from utils.packing import packing
 from utils.prepared import save_tensor
@@ -124,11 +125,9 @@ def extract(
     Batches are always made up alike, so that a run that was killed and went on writes the same bits.
 
     Raises:
-        InputError: frames are not of the model's size, or a file is damaged.
+        InputError: a file is damaged.
         Stopped: a signal came.
     """
-    if dataset.mel_dim != model.mel_dim:
-        raise InputError(f"{dataset.paths[0]} has frames of {dataset.mel_dim} but the model reads {model.mel_dim}")
     layers = pick_layers(options.layer, model)
     order = BatchOrder(dataset.lengths, options.batch_size, bucketing=True)
     missing = [batch for batch in order if not all(out.has(dataset.utterance(index)) for index in batch)]
@@ -148,7 +147,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: this process's)."""
     parser = argparse.ArgumentParser(
         description="Load a pre-trained APC model, and extract features.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="The checkpoint: of this project, released, or of s3prl.")
@@ -176,7 +175,10 @@ def main() -> None:
     print(f"{options.checkpoint}: {describe(model)}")
     if not options.data:
         return
+    pick_layers(options.layer, model)  # before --save_dir is touched
     dataset = LibriSpeech(options.data)
+    if dataset.mel_dim != model.mel_dim:
+        raise InputError(f"{options.data} has frames of {dataset.mel_dim} but the model reads {model.mel_dim}")
     made_from = {
         "checkpoint": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
         "residual": model.rnn_config.residual,
@@ -190,7 +192,8 @@ def main() -> None:
     ):
         if not out.complete:
             extract(model, dataset, out, stop, options)
-    print(f"{options.save_dir}: features of {len(dataset)} utterances, {sum(dataset.lengths)} frames")
+    before = ", was complete before" if out.complete else ""
+    print(f"{options.save_dir}: features of {len(dataset)} utterances, {sum(dataset.lengths)} frames{before}")
 
 
 if __name__ == "__main__":

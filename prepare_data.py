@@ -10,6 +10,7 @@ import argparse
 import os
 from pathlib import Path
 
+from utils.command_line import HelpFormatter
 from utils.errors import run_script
 from utils.log_mel import FRAMES_PER_SECOND
 from utils.normalization import BY_FOLDER, BY_ID, LIBRISPEECH_ID, MODES, Speakers
@@ -21,7 +22,7 @@ SECONDS_PER_HOUR = 3600
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--librispeech_from_kaldi", nargs="+", type=Path, metavar="FILE",
@@ -56,9 +57,16 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--max_seq_len must be positive; --num_workers and --channel must not be negative")
     if args.norm and args.norm_from:
         parser.error("--norm and --norm_from exclude each other")
+    if (args.utt2spk or args.spk2utt) and not (args.norm_from or _norm(args) == "speaker"):
+        parser.error(f"a map of speakers is for --norm speaker, but --norm is {_norm(args)}")
     if args.librispeech_from_kaldi and (args.resample or args.channel is not None):
         parser.error("--channel and --resample are for --librispeech_audio")
     return args
+
+
+def _norm(args: argparse.Namespace) -> str:
+    """How frames are normalised: archives hold normalised frames already, as a rule."""
+    return args.norm or ("speaker" if args.librispeech_audio else "none")
 
 
 def choose_speakers(args: argparse.Namespace, source: Source) -> Speakers:
@@ -93,13 +101,12 @@ def main(arguments: list[str] | None = None) -> None:
         source = AudioSource.find(args.librispeech_audio, args.channel, args.resample)
     else:
         source = ArchiveSource(args.librispeech_from_kaldi)
-    norm = args.norm or ("speaker" if args.librispeech_audio else "none")
     options = Options(
         max_seq_len=args.max_seq_len,
         num_workers=args.num_workers,
         skip_errors=args.on_error == "skip",
         overwrite=args.overwrite,
-        norm=norm,
+        norm=_norm(args),
         norm_from=args.norm_from,
         speakers=choose_speakers(args, source),
     )

@@ -76,6 +76,8 @@ class Trainer:
         self.experiment.open_curves(self.progress.step + 1)
         if self.progress.step == 0:
             self.experiment.save_weights(self.model, 0)
+        if self.progress.epoch > self.options.epochs or self.is_out_of_steps():
+            log.info("nothing is left to do: give more --epochs or --max_steps")
         try:
             while self.progress.epoch <= self.options.epochs and not self.is_out_of_steps():
                 self.train_epoch(stop)
@@ -292,13 +294,16 @@ def main() -> None:
     """Train."""
     options = parse_training_options()
     reuse_freed_memory()
+    pick_device(options.device)
+    with torch.device("meta"):
+        build_model(options)  # options that do not fit together are refused before anything is written
     sets = load_sets(options)
     experiment = Experiment(options.store_path, options.experiment_name, make_config(options, sets),
                             options.resume, options.overwrite, MAY_CHANGE)  # fmt: skip
     with StopRequest() as stop, experiment:
         trainer = Trainer(options, experiment, sets)
         for name, dataset in zip(("training", "validation"), sets, strict=True):
-            log.info("%s set: %d utterances, %.2f hours, %d of %d frames or fewer left out (%s)", name, len(dataset),
+            log.info("%s set: %d utterances, %.2f hours, %d left out (of %d frames or fewer), %s", name, len(dataset),
                      sum(dataset.lengths) / FRAMES_PER_HOUR, dataset.left_out, options.time_shift,
                      ", ".join(map(str, dataset.paths)))  # fmt: skip
         log.info("%d parameters, on %s; curves: tensorboard --logdir %s",

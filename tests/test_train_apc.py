@@ -118,7 +118,7 @@ def test_an_experiment_holds_what_others_read(workplace, monkeypatch):
         "step/loss", "step/gradient_norm", "step/learning_rate", "epoch/train_loss", "epoch/val_loss",
     }  # fmt: skip
     assert found["epoch/train_loss"][-1][1] < found["epoch/train_loss"][0][1]
-    assert "2 of 2 frames or fewer left out" in (directory / "foo.log").read_text()
+    assert "2 left out (of 2 frames or fewer)" in (directory / "foo.log").read_text()
 
 
 @pytest.mark.parametrize("loss", ["padded", "masked"])

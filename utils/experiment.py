@@ -64,7 +64,7 @@ class Experiment:
         overwrite: bool = False,
         may_change: frozenset[str] = frozenset(),
     ) -> None:
-        self.name = check_utterance_id(name, "--experiment_name")
+        self.name = check_utterance_id(name, "--experiment_name", "name")
         self.path = Path(store_path) / f"{name}.dir"
         self.config_path = self.path / "config.json"
         self._config, self._resume, self._overwrite, self._may_change = config, resume, overwrite, may_change

@@ -118,12 +118,13 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def check_utterance_id(utterance: str, where: str) -> str:
+def check_utterance_id(utterance: str, where: str, what: str = "utterance id") -> str:
     """An utterance id that is safe as a file name, or an InputError that says where it stands.
 
     Args:
         utterance: the id.
         where: file and line, for the error.
+        what: what the name is of, for the error.
     """
     reason = None
     if not utterance or utterance.startswith("."):
@@ -135,5 +136,5 @@ def check_utterance_id(utterance: str, where: str) -> str:
     elif len(utterance.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         reason = f"is longer than {MAX_NAME_BYTES} bytes"
     if reason:
-        raise InputError(f"{where}: refused: the utterance id {one_line(repr(utterance), 80)} {reason}")
+        raise InputError(f"{where}: refused: the {what} {one_line(repr(utterance), 80)} {reason}")
     return utterance

@@ -29,6 +29,7 @@ from utils.utterances import (
 )
 
 MAX_ID_BYTES = 4096
+CUT_OFF = "cut off: the file ends in the middle of it, and what followed it is missing"
 MAX_SCP_LINE_BYTES = 1 << 16
 _SCP_PLACE = re.compile(r"(?P<path>.+?)(?::(?P<offset>\d{1,18}))?\s*(?:\[(?P<range>[\d:, ]*)\])?")
 
@@ -72,7 +73,7 @@ def _cut_off(reader: ByteReader, name: str, where: str) -> BadUtterance:
         raise InputError(
             f"{where}: utterance {one_line(name, 80)} has more than {MAX_UTTERANCE_BYTES >> 20} MiB of text"
         )
-    reason = "cut off: the file ends in the middle of it"
+    reason = CUT_OFF
     reader.take(MAX_UTTERANCE_BYTES)
     return BadUtterance(name, where, reader.progress(), f"{reason} ({reader.damage})" if reader.damage else reason)
 
@@ -149,7 +150,7 @@ def _take_matrix(reader: ByteReader, utterance: str, where: str) -> MatrixUttera
         return BadUtterance(utterance, where, reader.progress(), str(error))
     data = reader.take(size) if reader.compressed else None
     if not (len(data) == size if reader.compressed else reader.skip(size)):
-        return BadUtterance(utterance, where, reader.progress(), "cut off: the file ends in the middle of it")
+        return BadUtterance(utterance, where, reader.progress(), CUT_OFF)
     return MatrixUtterance(utterance, where, reader.progress(), path, offset, "", data)
 
 

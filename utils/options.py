@@ -5,6 +5,7 @@ import re
 
 import torch
 
+from utils.command_line import HelpFormatter, natural, positive
 from utils.configs import RNN_TYPES
 from utils.errors import InputError
 from utils.objective import LOSSES
@@ -34,25 +35,11 @@ class SaveInterval:
         return steps >= self.steps if self.seconds is None else seconds >= self.seconds
 
 
-def positive(text: str) -> int:
-    """An integer of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    """An integer of 0 or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
 def parse_training_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line of train_apc.py (default: this process's)."""
     parser = argparse.ArgumentParser(
         description="Train an Autoregressive Predictive Coding model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     _add_model_options(parser.add_argument_group("model"))
     _add_training_options(parser.add_argument_group("training"))
@@ -98,7 +85,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--librispeech_path", default="./librispeech_data/preprocessed",
-        help="The directory that holds the prepared splits.")  # fmt: skip
+        help="The directory that holds prepared directories, of LibriSpeech or any other corpus.")  # fmt: skip
     add("--train_split", nargs="+", default=["train-clean-360"], metavar="NAME",
         help="Directories to train on, by name or by what only their name starts with.")  # fmt: skip
     add("--val_split", nargs="+", default=["dev-clean"], metavar="NAME", help="Directories to validate on, likewise.")
@@ -111,8 +98,8 @@ def _add_experiment_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--experiment_name", default="foo", help="The name of the experiment, and of its directory.")
     add("--store_path", default="./logs", help="The directory that holds experiments.")
-    add("--save_every", type=SaveInterval, default="10m", metavar="N|Nm",
-        help="Save what resuming needs every N steps or N minutes, besides every epoch.")  # fmt: skip
+    add("--save_every", type=SaveInterval, default="10m", metavar="INTERVAL",
+        help="Save what resuming needs every so many steps (500) or minutes (10m), besides every epoch.")  # fmt: skip
     start = group.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true",
         help="Continue the experiment of that name where it was last saved, or start it.")  # fmt: skip

@@ -105,7 +105,9 @@ def _check_zip(path: Path, content: bytes) -> None:
             stored = all(m.compress_type == zipfile.ZIP_STORED and m.file_size <= len(content) for m in members)
             plain = not any(m.external_attr & ZIP_DIRECTORY for m in members)
             plain &= len({m.filename for m in members}) == len(members)  # else one hides another's checksum
-            intact = stored and plain and sum(m.file_size for m in members) <= len(content) and archive.testzip() is None
+            intact = (
+                stored and plain and sum(m.file_size for m in members) <= len(content) and archive.testzip() is None
+            )
     except Exception as error:  # zipfile raises nearly anything on a damaged file
         raise InputError(f"{path} is damaged: {one_line(error, 200)}") from error
     if not intact:

@@ -8,7 +8,6 @@ stands, a second pass scales the frames.
 
 import contextlib
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,6 @@ from utils.utterances import BadUtterance
 
 RAW_FOLDER = ".raw"
 CHUNK_BYTES, CHUNK_UTTERANCES = 1 << 20, 8  # what a worker is given at once
-BAR_SECONDS, QUIET_BAR_SECONDS = 0.1, 60  # between updates, on a terminal and elsewhere
 
 
 class Options(NamedTuple):
@@ -211,8 +209,8 @@ class _Job:
         on_good: Callable[[Any, Outcome], None],
     ) -> None:
         """Run a task over the utterances and hand each good outcome on, in order; list or raise the errors."""
-        seconds = BAR_SECONDS if sys.stderr.isatty() else QUIET_BAR_SECONDS
-        bar = tqdm(desc=label, total=self.source.total(), unit=self.source.unit, unit_scale=True, mininterval=seconds)
+        in_bytes = self.source.unit == "B"
+        bar = tqdm(desc=label, total=self.source.total(), unit=self.source.unit, unit_scale=in_bytes, disable=None)
         results = ordered_map(task, _chunks(utterances), self.options.num_workers)
         with bar, contextlib.closing(results):
             for chunk, outcomes in results:
@@ -224,7 +222,7 @@ class _Job:
                         self.skipped.append(f"{utterance.utterance}\t{error}")
                     else:
                         raise InputError(f"{error}; --on_error skip leaves such utterances out")
-                    bar.update(utterance.num_bytes if self.source.unit == "B" else 1)
+                    bar.update(utterance.num_bytes if in_bytes else 1)
                 self.stop.check()
 
     def _size_error(self, utterance: Any, outcome: Outcome) -> str | None:

@@ -1,0 +1,194 @@
+"""What the fault tests share: runs of the scripts that a fault strikes, and what a run left alone makes."""
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from conftest import make_prepared
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from apc_model import APCModel
+from utils import RNNConfig
+
+ROOT = Path(__file__).parent.parent.parent
+SEQ, MEL, HIDDEN = 30, 5, 8
+CHECKPOINT = f"bs4-rhl2-rhs{HIDDEN}-rd0-adam-res-ts1.pt"
+HANG_S, POLL_S = 60, 0.005
+SPEED = "frames_per_second"  # the curve that no two runs share
+
+
+class Ended(NamedTuple):
+    """What came of a run: its exit code (-n where signal n killed it), its two streams, and its moments."""
+
+    code: int
+    output: str
+    errors: str
+    moments: int
+
+
+class Runs:
+    """Starts runs by a process that forks them; see forking.py."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.server = subprocess.Popen(
+            [sys.executable, Path(__file__).parent / "forking.py"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        atexit.register(self.server.communicate)  # its stdin ends, and so does it
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def start(self, script: str, arguments: list[str], directory: Path, fault: dict | None = None) -> int:
+        """Start a run in a directory; its process id."""
+        return self._ask(script=script, arguments=arguments, directory=str(directory), fault=fault)["pid"]
+
+    def wait(self, pid: int) -> Ended:
+        """Wait for a run to end."""
+        return Ended(**self._ask(wait=pid))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + HANG_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(POLL_S)
+
+
+def alive_in_group(leader: int) -> list[int]:
+    """The processes of a group that are alive."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _parent, group = entry.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == leader and state not in "ZX":
+                found.append(int(entry.parent.name))
+    return found
+
+
+@functools.cache
+def runs() -> Runs:
+    """The one process that forks runs."""
+    return Runs()
+
+
+class Job(NamedTuple):
+    """A command that makes a directory.
+
+    Attributes:
+        script: the script's name, without .py.
+        options: its options.
+        out: the directory that it makes, relative to the working directory.
+        content: all that must be the same in two such directories.
+    """
+
+    script: str
+    options: str
+    out: str
+    content: Callable[[Path], dict[str, Any]]
+
+    def start(self, directory: Path, fault: dict | None = None) -> int:
+        """Start it; its process id."""
+        return runs().start(self.script, self.options.split(), directory, fault)
+
+    def run(self, directory: Path, fault: dict | None = None) -> Ended:
+        """Run it to its end."""
+        return runs().wait(self.start(directory, fault))
+
+    def made(self, directory: Path) -> dict[str, Any]:
+        """What it has made."""
+        return self.content(directory / self.out)
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory, but for the lock."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
+def experiment(directory: Path) -> dict[str, Any]:
+    """What an experiment is for: checkpoints as bytes, configuration, curves as points."""
+    events = EventAccumulator(str(directory / "foo.tb_log"), size_guidance={"scalars": 0}).Reload()
+    names = [name for name in events.Tags()["scalars"] if not name.endswith(SPEED)]
+    curves = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+    weights = {path.name: path.read_bytes() for path in directory.glob("*.model")}
+    return weights | curves | {"config": json.loads((directory / "config.json").read_text())}
+
+
+PREPARE = Job(
+    "prepare_data",
+    "--librispeech_from_kaldi corpus.blogmel --save_dir out --max_seq_len 30 --norm speaker --num_workers 2",
+    "out",
+    files,
+)
+PREPARE_ALONE = PREPARE._replace(options=PREPARE.options.replace("--num_workers 2", "--num_workers 0"))
+TRAIN = Job(
+    "train_apc",
+    f"--feature_dim {MEL} --rnn_hidden_size {HIDDEN} --rnn_num_layers 2 --rnn_residual --rnn_dropout 0.3 "
+    "--batch_size 4 --epochs 2 --save_every 2 --load_data_workers 0 --learning_rate 1e-2 --librispeech_path . "
+    "--train_split train --val_split dev --resume",
+    "logs/foo.dir",
+    experiment,
+)
+EXTRACT = Job(
+    "load_pretrained_model",
+    f"--checkpoint {CHECKPOINT} --data train --save_dir features --batch_size 4 --load_data_workers 0",
+    "features",
+    files,
+)
+JOBS = {"prepare": PREPARE, "train": TRAIN, "extract": EXTRACT}
+
+
+def write_corpus(path: Path) -> None:
+    """A .blogmel of forty utterances of four speakers, of 2 to 50 frames of size 3."""
+    rng, text = random.Random(0), ""
+    for i in range(40):
+        rows = (" ".join(repr(rng.gauss(5, 2)) for _ in range(3)) for _ in range(rng.randint(2, 50)))
+        text += f"s{i % 4}-1-{i}\n" + "\n".join(rows) + "\n.\n"
+    path.write_text(text)
+
+
+def make_workplace(directory: Path) -> Path:
+    """What the three jobs read: an archive, prepared splits of 18 and 5 utterances, and a checkpoint."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_corpus(directory / "corpus.blogmel")
+    make_prepared(directory / "train", [30, 3, 17, 25, 8, 2, 29, 12, 20, 5, 9, 14, 2, 30, 22, 11, 7, 19], SEQ, MEL)
+    make_prepared(directory / "dev", [30, 12, 4, 9, 21], SEQ, MEL, seed=1)
+    torch.manual_seed(0)
+    model = APCModel(MEL, None, RNNConfig(MEL, HIDDEN, 2, 0.0, True))
+    torch.save(model.state_dict(), directory / CHECKPOINT)
+    return directory
+
+
+class Alone(NamedTuple):
+    """What a run left alone makes, and how many moments it has."""
+
+    made: dict[str, Any]
+    calls: int
+    files: int
+
+
+@functools.cache
+def left_alone(job: Job, workplace: Path) -> Alone:
+    """Run a job that nothing strikes, in a workplace of its own."""
+    counts = {}
+    for moments in ("calls", "files"):
+        directory = make_workplace(workplace / moments)
+        ended = job.run(directory, {"moments": moments, "at": 0, "action": ""})
+        assert ended.code == 0, ended.errors
+        counts[moments] = ended.moments
+    return Alone(job.made(directory), **counts)

@@ -1,0 +1,128 @@
+"""Facts about runs that are killed: the same command goes on, and in the end nothing tells that they were."""
+
+import os
+import random
+import shutil
+import signal
+
+import pytest
+from fault_runs import JOBS, Ended, alive_in_group, left_alone, make_workplace, runs, until
+
+KILLS = 20  # of each script
+MANY = 200  # runs in which they must have come: a run may end before its fault's moment
+
+# Loader processes: in some runs, so that a kill also meets those.
+WITH_WORKERS = {
+    name: job.options.replace("--load_data_workers 0", "--load_data_workers 1") for name, job in JOBS.items()
+}
+
+
+@pytest.fixture(scope="module")
+def workplaces(tmp_path_factory):
+    """Where a job's run that is left alone works."""
+    return {name: tmp_path_factory.mktemp(name) for name in JOBS}
+
+
+def random_fault(rng, alone, action):
+    """A fault at a random moment of a run: any call, or one next to an operation on files."""
+    moments = rng.choice(["calls", "files"])
+    return {"moments": moments, "at": rng.randint(1, getattr(alone, moments)), "action": action}
+
+
+def is_whole(directory):
+    """Whether a directory holds no half-written file of a process that had the time to tidy up."""
+    return not list(directory.rglob(".writing-*"))
+
+
+def said(ended: Ended, script):
+    """The lines that a script itself ended with."""
+    assert "Traceback" not in ended.errors, ended.errors
+    return [line for line in ended.errors.splitlines() if line.startswith(f"{script}.py: ")]
+
+
+def strike(job, name, directory, alone, seed, action, times):
+    """Run a job again and again until faults have struck it so many times; yields what came of those."""
+    rng, struck = random.Random(seed), 0
+    for _ in range(MANY):
+        options = WITH_WORKERS[name] if rng.random() < 0.2 else job.options
+        ended = job._replace(options=options).run(directory, random_fault(rng, alone, action))
+        if ended.code != 0:
+            struck += 1
+            yield ended
+        if struck == times:
+            return
+        if ended.code == 0:
+            assert job.made(directory) == alone.made
+            shutil.rmtree(directory / job.out)
+    raise AssertionError(f"only {struck} of {times} faults struck")
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(name, workplaces, tmp_path):
+    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+    make_workplace(tmp_path)
+    for ended in strike(job, name, tmp_path, alone, 1, "kill", KILLS):
+        assert ended.code == -signal.SIGKILL, ended.errors
+    assert job.run(tmp_path).code == 0
+    assert job.made(tmp_path) == alone.made and is_whole(tmp_path)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_stopped_by_sigterm_at_random_moments_it_says_so_in_one_line_and_ends_with_the_same_bytes(
+    name, workplaces, tmp_path
+):
+    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+    make_workplace(tmp_path)
+    for ended in strike(job, name, tmp_path, alone, 2, f"signal {signal.SIGTERM:d}", 5):
+        if ended.code == -signal.SIGTERM:  # before there was anything to save, or after all was
+            assert not said(ended, job.script)
+        else:
+            (line,) = said(ended, job.script)
+            assert ended.code == 128 + signal.SIGTERM and "stopped by SIGTERM; " in line
+            assert ("--resume" if name == "train" else "run the same command again to continue") in line
+        assert is_whole(tmp_path / job.out)
+    assert job.run(tmp_path).code == 0
+    assert job.made(tmp_path) == alone.made
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_sigint_ends_with_130_and_one_line(name, workplaces, tmp_path):
+    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+    make_workplace(tmp_path)
+    for at in (1, alone.files // 2):
+        ended = job.run(tmp_path, {"moments": "files", "at": at, "action": f"signal {signal.SIGINT:d}"})
+        assert ended.code == 130 and len(said(ended, job.script)) == 1
+    assert job.run(tmp_path).code == 0
+    assert job.made(tmp_path) == alone.made
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_second_signal_stops_at_once_and_loses_nothing_that_was_saved(name, workplaces, tmp_path):
+    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+    make_workplace(tmp_path)
+    both = f"signal {signal.SIGINT:d},{signal.SIGTERM:d}"
+    ended = job.run(tmp_path, {"moments": "files", "at": alone.files // 2, "action": both})
+    assert ended.code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    assert not said(ended, job.script)  # not a word: it saved nothing and waited for nothing
+    assert job.run(tmp_path).code == 0
+    assert job.made(tmp_path) == alone.made
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_killed_run_leaves_no_process_behind(name, workplaces, tmp_path):
+    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+    make_workplace(tmp_path)
+    job = job._replace(options=job.options.replace("--load_data_workers 0", "--load_data_workers 2"))
+    had_workers = False
+    for share in (0.3, 0.5, 0.7):
+        go = tmp_path / f"go at {share}"
+        pid = job.start(tmp_path, {"moments": "calls", "at": int(share * alone.calls), "action": f"pause {go}"})
+        until(go.with_name(f"{go.name}.reached").exists)
+        had_workers |= len(alive_in_group(pid)) > 1
+        os.kill(pid, signal.SIGKILL)
+        assert runs().wait(pid).code == -signal.SIGKILL
+        until(lambda pid=pid: not alive_in_group(pid))
+        if had_workers:
+            return
+        shutil.rmtree(tmp_path / job.out)
+    raise AssertionError("no worker was ever there")

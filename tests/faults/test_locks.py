@@ -1,0 +1,55 @@
+"""Facts about two runs in one directory at the same time: the second is refused, and the first is unharmed."""
+
+import pytest
+from fault_runs import JOBS, TRAIN, Ended, left_alone, make_workplace, runs, until
+
+
+@pytest.fixture(scope="module")
+def workplaces(tmp_path_factory):
+    """Where a job's run that is left alone works."""
+    return {name: tmp_path_factory.mktemp(name) for name in JOBS}
+
+
+def assert_refused(ended: Ended, job):
+    """In use is one line and exit code 2."""
+    assert ended.code == 2 and ended.errors.count("\n") == 1, ended.errors
+    assert ended.errors.startswith(f"{job.script}.py: error: {job.out} is in use by another ")
+    assert "wait for it to end" in ended.errors
+
+
+def pause(job, directory, share, alone):
+    """Start a job that pauses after a share of its operations on files; its process id, and the file that frees it."""
+    go = directory / f"go at {share}"
+    at = max(1, int(share * alone.files))
+    pid = job.start(directory, {"moments": "files", "at": at, "action": f"pause {go}"})
+    until(go.with_name(f"{go.name}.reached").exists)
+    return pid, go
+
+
+@pytest.mark.parametrize("share", [0.4, 0.8])
+@pytest.mark.parametrize("name", JOBS)
+def test_a_second_run_is_refused_and_the_first_is_unharmed(name, share, workplaces, tmp_path):
+    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+    make_workplace(tmp_path)
+    first, go = pause(job, tmp_path, share, alone)
+    try:
+        for second in (job, job._replace(options=f"{job.options.replace('--resume', '')} --overwrite")):
+            assert_refused(job._replace(options=second.options).run(tmp_path), job)
+    finally:
+        go.touch()
+        ended = runs().wait(first)
+    assert ended.code == 0, ended.errors
+    assert job.made(tmp_path) == alone.made
+
+
+def test_experiments_of_other_names_do_not_wait_for_each_other(workplaces, tmp_path):
+    alone = left_alone(TRAIN, workplaces["train"])
+    make_workplace(tmp_path)
+    first, go = pause(TRAIN, tmp_path, 0.5, alone)
+    try:
+        other = TRAIN._replace(options=f"{TRAIN.options} --experiment_name bar")
+        assert other.run(tmp_path).code == 0
+    finally:
+        go.touch()
+        assert runs().wait(first).code == 0
+    assert TRAIN.made(tmp_path) == alone.made

@@ -1,0 +1,30 @@
+"""What the scripts' command lines share."""
+
+import argparse
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's lines, and tells an option's default where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, argparse.SUPPRESS) or isinstance(action.default, bool):
+            return text
+        default = " ".join(action.default) if isinstance(action.default, list) else action.default
+        return f"{text} (default: {default})".replace("%", "%%") if "%" not in text else text
+
+
+def positive(text: str) -> int:
+    """An integer of 1 or more."""
+    return _at_least(1, text)
+
+
+def natural(text: str) -> int:
+    """An integer of 0 or more."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+    return int(text)
