@@ -32,7 +32,7 @@ class LibriSpeech(Dataset):
     Attributes:
         files: the .pt file of each utterance.
         lengths: the true frames of each utterance.
-        max_seq_len: frames that every utterance is padded to (in the first directory).
+        max_seq_len: frames that every utterance is padded to.
         mel_dim: size of a frame.
         left_out: utterances too short to be in the set.
 
@@ -42,6 +42,8 @@ class LibriSpeech(Dataset):
 
     def __init__(self, paths: str | Path | Sequence[str | Path], longer_than: int = 0) -> None:
         self.paths = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+        if len({path.resolve() for path in self.paths}) < len(self.paths):
+            raise InputError(f"a directory is given twice: {', '.join(map(str, self.paths))}")
         self.files: list[Path] = []
         self.lengths: list[int] = []
         self.left_out = 0
@@ -58,7 +60,17 @@ class LibriSpeech(Dataset):
         if not self.files:
             where = ", ".join(map(str, self.paths))
             raise InputError(f"{where}: no utterance of more than {longer_than} frames ({self.left_out} shorter)")
-        self.max_seq_len, self.mel_dim = load_tensor(self.files[0]).shape
+        self.max_seq_len, self.mel_dim = self._sizes()
+
+    def _sizes(self) -> tuple[int, int]:
+        """The frames that utterances are padded to, and the size of a frame, of all directories alike."""
+        firsts = {file.parent: file for file in reversed(self.files)}
+        shapes = {path: tuple(load_tensor(file).shape) for path, file in firsts.items()}
+        for path, shape in shapes.items():
+            if shape != shapes[self.files[0].parent]:
+                raise InputError(f"{path} has tensors of {shape}, but {self.files[0].parent} of "
+                                 f"{shapes[self.files[0].parent]}; prepare both alike")  # fmt: skip
+        return shapes[self.files[0].parent]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -171,6 +183,8 @@ class _Batched(Dataset):
             utterances = [self.dataset[index] for index in indices]
         except InputError as error:
             return error  # raised in a worker it would arrive wrapped in a traceback: `batches` raises it
+        except OSError as error:
+            return InputError(f"{error.filename}: {error.strerror}")
         lengths = torch.tensor([length for _, length in utterances])  # (batch,)
         inputs = torch.zeros(len(indices), int(lengths.max()), self.dataset.mel_dim)  # (batch, longest, mel_dim)
         for row, (x, length) in zip(inputs, utterances, strict=True):

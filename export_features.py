@@ -24,7 +24,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="Read this directory of .pt files and lengths.pkl.")
     add("--save", type=Path, required=True, metavar="FILE",
-        help="Write this file, over any that is there: .blogmel (also .xz, .gz), or .ark with an .scp beside it.")  # fmt: skip
+        help="Write this file over any that is there: .blogmel (also .xz, .gz), or .ark with an .scp.")  # fmt: skip
     add("--decimals", type=int, metavar="N",
         help="Round the numbers of a .blogmel to this many decimals; by default they are exact.")  # fmt: skip
     args = parser.parse_args(arguments)

@@ -175,6 +175,8 @@ def main() -> None:
     print(f"{options.checkpoint}: {describe(model)}")
     if not options.data:
         return
+    if Path(options.save_dir).resolve() == Path(options.data).resolve():
+        raise InputError(f"--save_dir is --data, {options.data}: give another directory")
     pick_layers(options.layer, model)  # before --save_dir is touched
     dataset = LibriSpeech(options.data)
     if dataset.mel_dim != model.mel_dim:

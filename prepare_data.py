@@ -10,14 +10,15 @@ import argparse
 import os
 from pathlib import Path
 
-from utils.command_line import HelpFormatter
-from utils.errors import run_script
+from utils.command_line import HelpFormatter, positive
+from utils.errors import InputError, run_script
 from utils.log_mel import FRAMES_PER_SECOND
 from utils.normalization import BY_FOLDER, BY_ID, LIBRISPEECH_ID, MODES, Speakers
 from utils.preparing import Options, Summary, prepare
 from utils.sources import ArchiveSource, AudioSource, Source
 
 SECONDS_PER_HOUR = 3600
+MAX_SEQ_LEN = 1 << 20  # frames: nearly three hours
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -36,7 +37,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--save_dir", type=Path, required=True, metavar="DIR", help="Write the prepared directory here."
     )
     add = parser.add_argument
-    add("--max_seq_len", type=int, default=1600, metavar="FRAMES", help="Cut or pad each utterance to this length.")
+    add(
+        "--max_seq_len", type=positive, default=1600, metavar="FRAMES", help="Cut or pad each utterance to this length."
+    )
     add("--num_workers", type=int, default=os.cpu_count(), metavar="N",
         help="Use this many processes; 0 works in the main one.")  # fmt: skip
     add("--on_error", choices=("stop", "skip"), default="stop",
@@ -53,8 +56,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--channel", type=int, metavar="I", help="Take this channel of audio files with several, counted from 0.")
     add("--resample", action="store_true", help="Convert audio of another sample rate to 16 kHz instead of refusing.")
     args = parser.parse_args(arguments)
-    if args.max_seq_len < 1 or args.num_workers < 0 or (args.channel or 0) < 0:
-        parser.error("--max_seq_len must be positive; --num_workers and --channel must not be negative")
+    if args.max_seq_len > MAX_SEQ_LEN or args.num_workers < 0 or (args.channel or 0) < 0:
+        parser.error(f"--max_seq_len must be {MAX_SEQ_LEN} at most; --num_workers and --channel must not be negative")
     if args.norm and args.norm_from:
         parser.error("--norm and --norm_from exclude each other")
     if (args.utt2spk or args.spk2utt) and not (args.norm_from or _norm(args) == "speaker"):
@@ -73,8 +76,13 @@ def choose_speakers(args: argparse.Namespace, source: Source) -> Speakers:
     """The rule that says who speaks: a Kaldi map, else LibriSpeech's ids, else the audio's directories."""
     if args.utt2spk or args.spk2utt:
         return Speakers.read(args.utt2spk or args.spk2utt, speaker_first=bool(args.spk2utt))
-    if args.librispeech_audio and not all(LIBRISPEECH_ID.fullmatch(u.utterance) for u in source.utterances()):
-        return Speakers(BY_FOLDER)
+    if args.librispeech_audio:
+        others = [u for u in source.utterances() if not LIBRISPEECH_ID.fullmatch(u.utterance)]
+        if len(others) == source.total():
+            return Speakers(BY_FOLDER)
+        if others and _norm(args) == "speaker":
+            raise InputError(f"{others[0].where} is not named as LibriSpeech's files are, but others are: "
+                             "say who speaks by --utt2spk or --spk2utt, or move it away")  # fmt: skip
     return Speakers(BY_ID)
 
 

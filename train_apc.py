@@ -54,6 +54,9 @@ class Trainer:
         self.experiment = experiment
         self.train_set, self.val_set = sets
         self.device = pick_device(options.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.backends.cudnn.allow_tf32 = False  # float32 products, as on a CPU and in the released code's day
         torch.manual_seed(options.seed)
         self.model = build_model(options).to(self.device)
         self.optimizer = make_optimizer(options.optimizer, self.model.parameters(), options.learning_rate)
@@ -76,15 +79,13 @@ class Trainer:
         self.experiment.open_curves(self.progress.step + 1)
         if self.progress.step == 0:
             self.experiment.save_weights(self.model, 0)
-        if self.progress.epoch > self.options.epochs or self.is_out_of_steps():
+        if self.is_done():
             log.info("nothing is left to do: give more --epochs or --max_steps")
         try:
-            while self.progress.epoch <= self.options.epochs and not self.is_out_of_steps():
+            while not self.is_done():
                 self.train_epoch(stop)
         except (InputError, Stopped) as ending:
-            self.read_losses()
-            if self.is_good:
-                self.save()
+            self.save_what_is_good()
             ending.args = (f"{ending}; continue with the same command and --resume",)
             raise
 
@@ -92,6 +93,8 @@ class Trainer:
         """What is left of an epoch: its batches, validation, checkpoint."""
         progress = self.progress
         self.order.epoch, self.order.first_batch = progress.epoch, progress.batch
+        if self.is_out_of_steps():  # a run that was stopped between its last step and the epoch's end
+            self.order.first_batch = len(self.order)
         loader = make_loader(self.train_set, self.order, self.options.load_data_workers, self.device.type == "cuda")
         self.last_read = time.monotonic()
         self.bar = tqdm(total=len(self.order), initial=progress.batch, desc=f"epoch {progress.epoch}", disable=None)
@@ -113,7 +116,9 @@ class Trainer:
             self.end_epoch(stop)
         else:
             log.info("epoch %d: stopped by --max_steps after %d steps", progress.epoch, progress.step)
+            self.check_weights()
             self.experiment.save_weights(self.model, progress.epoch)
+            progress.closed_at = progress.step
             self.save()
 
     def train_step(self, batch: Batch) -> None:
@@ -180,6 +185,7 @@ class Trainer:
     def end_epoch(self, stop: StopRequest) -> None:
         """Validate, log, write the epoch's weights and save."""
         progress, epoch = self.progress, self.progress.epoch
+        self.check_weights()
         val_loss = self.validate(stop)
         train_loss = progress.loss_sum / max(progress.targets, 1)
         progress.best_val_loss = min(progress.best_val_loss, val_loss)
@@ -227,6 +233,11 @@ class Trainer:
             )
         return loss_sum.item() / targets
 
+    def is_done(self) -> bool:
+        """Whether every epoch, or --max_steps, is reached and its weights are written."""
+        is_closed = self.progress.batch == 0 or self.progress.closed_at == self.progress.step
+        return self.progress.epoch > self.options.epochs or (self.is_out_of_steps() and is_closed)
+
     def is_out_of_steps(self) -> bool:
         """Whether --max_steps is reached."""
         return self.options.max_steps is not None and self.progress.step >= self.options.max_steps
@@ -236,8 +247,27 @@ class Trainer:
         steps = self.progress.step - self.last_saved_step
         return self.options.save_every.is_due(steps, time.monotonic() - self.last_save)
 
+    def check_weights(self) -> None:
+        """Raise InputError where a step has made the weights NaN or infinite."""
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            self.is_good = False
+            raise InputError(f"step {self.progress.step} or one shortly before made the weights NaN or infinite; "
+                             "lower --learning_rate")  # fmt: skip
+
+    def save_what_is_good(self) -> None:
+        """Save at the end of a run that was stopped, unless what is there now is worse than the last save."""
+        try:
+            self.read_losses()
+            if self.is_good:
+                self.save()
+        except InputError as error:
+            log.warning("%s", error)
+            if self.is_good:
+                self.save()
+
     def save(self) -> None:
         """Save all that resuming needs."""
+        self.check_weights()
         state = {
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),

@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path, residual: bool | None = None, time_shift: 
 def _released_names(path: Path, state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], bool]:
     """The weights under the released names, and whether they had s3prl's."""
     weights = {}
-    is_s3prl = any(str(key).startswith("rnn_layers.") for key in state)
+    is_s3prl = any(str(key).removeprefix("module.").startswith("rnn_layers.") for key in state)
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
             raise InputError(f"{path} is not an APC checkpoint: {one_line(repr(key), 60)} is no tensor of weights")
@@ -121,7 +121,7 @@ def _count(weights: Mapping[str, torch.Tensor], pattern: str) -> int:
 def _known_facts(path: Path, own_config: Any, is_s3prl: bool) -> Facts:
     """Residual and time shift, from config.json beside the file, the file's own configuration, or its name."""
     beside = path.parent / "config.json"
-    if beside.is_file():
+    if beside.is_file() and "__" in path.name:  # as this project names its checkpoints
         config = read_json(beside)
         name = config.get("experiment_name")
         if isinstance(name, str) and path.name.startswith(f"{name}__"):

@@ -1,6 +1,8 @@
 """What the scripts' command lines share."""
 
 import argparse
+import contextlib
+import math
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -24,7 +26,15 @@ def natural(text: str) -> int:
     return _at_least(0, text)
 
 
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a finite number above 0")
+
+
 def _at_least(least: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
-    return int(text)
+    if not text.isascii() or not text.isdecimal() or not least <= (number := int(text[:20])) < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of {least} or more")
+    return number

@@ -35,6 +35,7 @@ from utils.files import (
 from utils.prepared import load_untrusted
 
 STATES_KEPT = 2
+MAX_STATE_BYTES = 1 << 38  # 256 GiB: a model of 20 thousand million parameters and what Adam knows of it
 
 log = logging.getLogger("apc")
 
@@ -132,7 +133,7 @@ class Experiment:
         states = self._states()
         for path in reversed(states):
             try:
-                state = load_untrusted(path)
+                state = load_untrusted(path, MAX_STATE_BYTES)
                 log.info("resuming from %s", path)
                 return state
             except InputError as error:

@@ -222,9 +222,15 @@ def write_blogmel(path: str | Path, features: Features, decimals: int | None = N
     with atomic_write(path) as file, _compressor(file, path.suffix) as stream:
         for utterance, frames in features:
             count += 1
+            _check_exportable(utterance)
             rows = "\n".join(_format_rows(frames, decimals))
             stream.write(f"{utterance}\n{rows}\n.\n".encode())
     return count
+
+
+def _check_exportable(utterance: str) -> None:
+    if len(utterance.split()) != 1:
+        raise InputError(f"utterance {one_line(repr(utterance), 80)}: an archive cannot hold an id with a space")
 
 
 def _compressor(file: BinaryIO, suffix: str) -> BinaryIO:
@@ -264,9 +270,11 @@ def write_ark(path: str | Path, features: Features) -> int:
     lines = []
     with atomic_write(path) as file:
         for utterance, frames in features:
+            _check_exportable(utterance)
             file.write(f"{utterance} ".encode())
             lines.append(f"{utterance} {path}:{file.tell()}\n")
             write_array(file, np.ascontiguousarray(frames, np.float32))
+        path.with_suffix(".scp").unlink(missing_ok=True)  # an old one would point to the wrong bytes of the new .ark
     with atomic_write(path.with_suffix(".scp")) as file:
         file.write("".join(lines).encode())
     return len(lines)

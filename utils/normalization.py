@@ -113,8 +113,8 @@ class Normalizer:
     def statistics_of(self, speaker: str) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of a speaker (or EVERYBODY). Raises InputError where there are none."""
         if speaker not in self.statistics:
-            raise InputError(f"speaker {one_line(speaker, 80)} has no mean and variance to normalise by (a normalisation per "
-                             "speaker is for these speakers only; --norm global makes one for any)")  # fmt: skip
+            raise InputError(f"speaker {one_line(speaker, 80)} has no mean and variance to normalise by "
+                             "(one per speaker is for its speakers only; --norm global makes one for any)")  # fmt: skip
         return self.statistics[speaker]
 
     def describe(self) -> str:

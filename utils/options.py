@@ -5,7 +5,7 @@ import re
 
 import torch
 
-from utils.command_line import HelpFormatter, natural, positive
+from utils.command_line import HelpFormatter, natural, positive, positive_float
 from utils.configs import RNN_TYPES
 from utils.errors import InputError
 from utils.objective import LOSSES
@@ -69,11 +69,16 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
         help="The optimizer, with PyTorch's defaults but for the rate.",
     )
     add("--batch_size", type=positive, default=32, help="Number of utterances in a batch.")
-    add("--learning_rate", type=float, default=1e-4, help="The learning rate of the optimizer.")
+    add("--learning_rate", type=positive_float, default=1e-4, help="The learning rate of the optimizer.")
     add("--epochs", type=natural, default=100, help="Number of passes over the training set.")
     add("--max_steps", type=positive, default=None, help="Stop after this many steps, even within an epoch.")
     add("--time_shift", type=positive, default=1, help="How many frames ahead the model predicts: n of the paper.")
-    add("--clip_thresh", type=float, default=1.0, help="Gradients are scaled down to this norm when they exceed it.")
+    add(
+        "--clip_thresh",
+        type=positive_float,
+        default=1.0,
+        help="Gradients are scaled down to this norm when they exceed it.",
+    )
     add("--loss", choices=LOSSES, default="masked",
         help="Average the L1 distance over true frames, or over padding too as the released code did.")  # fmt: skip
     add("--seed", type=natural, default=0, help="Seed of the weights, the order of the data and dropout.")
@@ -114,7 +119,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
         raise InputError(f"--device {name}: give auto, cpu, cuda or cuda:i")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

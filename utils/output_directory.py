@@ -152,6 +152,11 @@ class OutputDirectory:
         """Remove what a job of this kind wrote, and nothing else; what makes the directory look whole goes first."""
         if not any((self.path / name).exists() for name in (MADE_FROM_FILE, LENGTHS_FILE)):
             return  # never a directory of ours: left as it is, and refused if it holds anything
+        with contextlib.suppress(FileNotFoundError):
+            if read_json(self.path / MADE_FROM_FILE).keys().isdisjoint(self._made_from):
+                raise InputError(
+                    f"{self.path} was made by another script and is not overwritten; give another directory"
+                )
         (self.path / LENGTHS_FILE).unlink(missing_ok=True)
         for tensor in self._tensors():
             tensor.unlink()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from utils.errors import InputError
+from utils.errors import InputError, one_line
 
 
 class Packing(NamedTuple):
@@ -40,7 +40,10 @@ def check_lengths(lengths: torch.Tensor | Sequence[int], batch: int, seq_len: in
     Raises:
         ValueError: another number of lengths than utterances, not integers, or a length below 1 or above seq_len.
     """
-    lengths = torch.as_tensor(lengths).detach().cpu()
+    try:
+        lengths = torch.as_tensor(lengths).detach().cpu()
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise InputError(f"lengths are no integers: {one_line(error, 100)}") from error
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise InputError(f"lengths are {lengths.dtype}: frames are counted in integers")
     if lengths.shape != (batch,):

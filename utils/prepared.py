@@ -9,6 +9,7 @@ agree.
 
 import argparse
 import io
+import os
 import pickle
 import re
 import warnings
@@ -49,8 +50,8 @@ class _DictOfIntUnpickler(pickle._Unpickler):
     dispatch = {opcode: pickle._Unpickler.dispatch[opcode] for opcode in _DICT_OF_INT_OPCODES}  # noqa: RUF012
 
 
-def read_bytes(path: Path) -> bytes:
-    """A whole file of at most 2 GiB.
+def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """A whole file of at most `max_bytes`.
 
     Raises:
         InputError: there is no such file, or it is larger, or a directory, pipe or device.
@@ -59,15 +60,16 @@ def read_bytes(path: Path) -> bytes:
         if path.exists() and not path.is_file():  # a pipe or device could be read for ever
             raise InputError(f"{path} is not a file")
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(size) if size <= max_bytes else b""
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"{path} is missing") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise InputError(f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB: not a file of this project")
+    if size > max_bytes:
+        raise InputError(f"{path} is larger than {max_bytes >> 30} GiB: not a file of this project")
     return content
 
 
-def load_untrusted(path: str | Path) -> Any:
+def load_untrusted(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> Any:
     """What torch.save wrote to a file, on the CPU: tensors and plain containers only.
 
     Reads both PyTorch's zip format (whose checksums are verified: torch.load does not) and the format of PyTorch
@@ -77,7 +79,7 @@ def load_untrusted(path: str | Path) -> Any:
         InputError: the file is missing, damaged, no PyTorch file, or would run code.
     """
     path = Path(path)
-    content = read_bytes(path)
+    content = read_bytes(path, max_bytes)
     if content.startswith(ZIP_MAGIC):
         _check_zip(path, content)
     elif not content.startswith(LEGACY_MAGIC):

@@ -18,6 +18,7 @@ class Progress:
         loss_sum, targets: sum over the epoch's batches of loss x target frames, and of target frames.
         best_val_loss: the lowest so far.
         skipped_in_a_row: batches left out since the last good one, for a loss or gradient that was not finite.
+        closed_at: the step after which --max_steps ended a run within an epoch, and its weights were written.
     """
 
     epoch: int = 1
@@ -27,6 +28,7 @@ class Progress:
     targets: int = 0
     best_val_loss: float = math.inf
     skipped_in_a_row: int = 0
+    closed_at: int = -1
 
 
 class Unread(NamedTuple):
