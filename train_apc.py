@@ -15,7 +15,6 @@ import logging
 import math
 import time
 from contextlib import closing
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,15 +24,15 @@ from tqdm import tqdm
 from apc_model import APCModel
 from datasets import Batch, BatchOrder, LibriSpeech, batches, load_split, make_loader
 from utils import PrenetConfig, RNNConfig
-from utils.errors import InputError, Stopped, one_line, run_script
+from utils.errors import InputError, Stopped, run_script
 from utils.experiment import Experiment
 from utils.memory import reuse_freed_memory
 from utils.objective import apc_loss, count_targets
 from utils.optimizers import make_optimizer, step_if_finite
 from utils.options import MAY_CHANGE, parse_training_options, pick_device
 from utils.progress import Progress, Unread
-from utils.random_state import random_state, set_random_state
 from utils.signals import StopRequest
+from utils.training_state import restore_training, training_state
 
 READ_EVERY = {"cpu": 1, "cuda": 50}  # steps between two readings of losses from the device: each one waits for it
 MAX_SKIPPED_IN_A_ROW = 5
@@ -268,13 +267,7 @@ class Trainer:
     def save(self) -> None:
         """Save all that resuming needs."""
         self.check_weights()
-        state = {
-            "progress": asdict(self.progress),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": random_state(),
-        }
-        self.experiment.save_state(state, self.progress.step)
+        self.experiment.save_state(training_state(self.progress, self.model, self.optimizer), self.progress.step)
         self.last_save, self.last_saved_step = time.monotonic(), self.progress.step
 
     def restore(self) -> None:
@@ -283,15 +276,9 @@ class Trainer:
         if state is None:
             return
         try:
-            self.progress = Progress(**state["progress"])
-            if not all(isinstance(value, int | float) for value in asdict(self.progress).values()):
-                raise TypeError("its progress is not in numbers")
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            set_random_state(state["random"])
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise InputError(f"the last saved state in {self.experiment.path} is not of this training "
-                             f"({one_line(error, 250)}); --overwrite the experiment") from error  # fmt: skip
+            self.progress = restore_training(state, self.model, self.optimizer)
+        except InputError as error:
+            raise InputError(f"{self.experiment.path}: {error}; --overwrite the experiment") from error
         self.last_saved_step = self.progress.step
         log.info("epoch %d, batch %d, step %d", self.progress.epoch, self.progress.batch, self.progress.step)
 

@@ -46,6 +46,22 @@ def test_several_directories_are_one_set(prepared, tmp_path):
     assert torch.equal(both[11][0], LibriSpeech(more)[1][0])
 
 
+def test_directories_that_were_prepared_otherwise_are_not_one_set(prepared, tmp_path):
+    for sizes in ({"max_seq_len": 50}, {"mel_dim": 7}):
+        other = make_prepared(tmp_path / next(iter(sizes)), [9, 11], **sizes)
+        with pytest.raises(InputError, match=r"tensors of \(.*prepare both alike"):
+            LibriSpeech([prepared, other])
+    with pytest.raises(InputError, match="given twice"):
+        LibriSpeech([prepared, prepared])
+
+
+def test_a_set_that_was_made_otherwise_is_told_apart(prepared):
+    before = LibriSpeech(prepared).fingerprint()
+    assert LibriSpeech(prepared).fingerprint() == before
+    (prepared / "made_from.json").write_text('{"norm": "global"}')
+    assert LibriSpeech(prepared).fingerprint() != before
+
+
 def test_utterances_too_short_to_train_on_are_left_out_and_counted(prepared):
     dataset = LibriSpeech(prepared, longer_than=5)
     assert dataset.left_out == 3 and min(dataset.lengths) == 8

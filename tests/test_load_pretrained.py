@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_prepared
 from test_apc_model import HIDDEN, MEL, make_batch, make_models
 
 from datasets import LibriSpeech
@@ -89,6 +90,16 @@ def test_an_s3prl_checkpoint_loads_and_its_residual_starts_at_layer_one(tmp_path
     torch.testing.assert_close(loaded(inputs, lengths)[1][0], expected)
 
 
+def test_an_s3prl_checkpoint_of_data_parallel_loads(tmp_path):
+    model, _ = make_models()
+    state = {
+        "module." + name.replace("rnns.", "rnn_layers.").replace("postnet.layer.", "postnet."): value
+        for name, value in model.state_dict().items()
+    }
+    torch.save({"model": state, "config": {"residual": True}}, tmp_path / "apc.ckpt")
+    torch.testing.assert_close(load_pretrained(tmp_path / "apc.ckpt")(*make_batch()), model(*make_batch()))
+
+
 def test_where_nothing_tells_of_a_residual_the_user_is_asked(tmp_path):
     model, _ = make_models()
     torch.save(model.state_dict(), tmp_path / "mine.pt")
@@ -163,6 +174,23 @@ def test_features_are_those_of_forward_trimmed_to_the_true_length(prepared, tmp_
         expected = feats[:, 0, :length] if layer == "all" else feats[int(layer), 0, :length]
         assert saved.shape == (*shape[:-1], length, HIDDEN)
         torch.testing.assert_close(saved, expected)
+
+
+def test_the_data_are_never_overwritten_by_their_features(prepared, tmp_path):
+    model, _ = make_models()
+    path = tmp_path / "bs4-rhl3-rhs9-rd0-adam-res-ts1.pt"
+    torch.save(model.state_dict(), path)
+    (prepared / "made_from.json").write_text('{"archives": [], "max_seq_len": 40, "norm": "none"}')
+    before = {file.name: file.read_bytes() for file in prepared.glob("[!.]*")}
+    again = tmp_path / "again"
+    again.symlink_to(prepared)
+    for save_dir in (prepared, again):
+        result = run_script("--checkpoint", path, "--data", prepared, "--save_dir", save_dir, "--overwrite")
+        assert result.returncode == 2 and "give another directory" in result.stderr
+    other = make_prepared(tmp_path / "other", [4, 5], seed=3)
+    result = run_script("--checkpoint", path, "--data", other, "--save_dir", prepared, "--overwrite")
+    assert result.returncode == 2 and "made by another script" in result.stderr
+    assert {file.name: file.read_bytes() for file in prepared.glob("[!.]*")} == before
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_2(prepared, tmp_path):

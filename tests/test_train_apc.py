@@ -309,6 +309,51 @@ def test_sizes_that_disagree_are_named(workplace, monkeypatch):
         train(monkeypatch, "--feature_dim", 7)
 
 
+def test_weights_that_a_step_has_broken_are_never_saved(workplace, monkeypatch):
+    with pytest.raises(InputError, match="--resume"):
+        train(monkeypatch, "--optimizer", "sgd", "--learning_rate", 1e38, "--save_every", 1)
+    for path in (workplace / "logs/foo.dir").glob("*.state"):
+        assert all(value.isfinite().all() for value in load_untrusted(path)["model"].values())
+
+
+@pytest.mark.parametrize("max_steps", [5, 3])
+def test_stopped_after_the_last_of_max_steps_the_weights_are_still_written(workplace, monkeypatch, max_steps):
+    train(monkeypatch, "--max_steps", max_steps, "--experiment_name", "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, max_steps, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            train(patch, "--max_steps", max_steps, "--experiment_name", "cut")
+    train(monkeypatch, "--max_steps", max_steps, "--experiment_name", "cut", "--resume")
+    assert weights(workplace / "logs/whole.dir") == weights(workplace / "logs/cut.dir")
+
+
+def test_a_signal_while_a_bad_loss_is_unread_still_saves_what_is_good(workplace, monkeypatch):
+    monkeypatch.setitem(train_apc.READ_EVERY, "cpu", 50)
+    for path in Path("data/train").glob("*.pt"):
+        save_tensor(path, torch.full((SEQ, MEL), float("nan")))
+    stop_at(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped):
+        train(monkeypatch)
+    assert [path.name for path in (workplace / "logs/foo.dir").glob("*.state")] == ["foo__step_0.state"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--learning_rate", "-1"), ("--learning_rate", "nan"), ("--clip_thresh", "-1"), ("--clip_thresh", "nan"),
+     ("--seed", "9" * 30), ("--batch_size", "0"), ("--save_every", "0"), ("--time_shift", "-3")],
+)  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused_before_anything_is_written(workplace, monkeypatch, option, value):
+    with pytest.raises(SystemExit) as refused:
+        train(monkeypatch, f"{option}={value}")
+    assert refused.value.code == 2 and not (workplace / "logs").exists()
+
+
+def test_options_that_do_not_fit_leave_the_name_free(workplace, monkeypatch):
+    with pytest.raises(InputError, match=r"dropout is 2\.0"):
+        train(monkeypatch, "--rnn_dropout", 2)
+    train(monkeypatch, "--rnn_dropout", 0.2, "--epochs", 1)
+
+
 @pytest.mark.parametrize("device", ["cuda:63", "tpu", "cuda:x"])
 def test_a_device_that_is_not_there_is_refused(workplace, monkeypatch, device):
     with pytest.raises(InputError, match=f"--device {device}"):

@@ -13,6 +13,7 @@ from utils.errors import InputError, one_line
 from utils.text_matrix import MAX_UTTERANCE_BYTES, parse_rows
 
 MAX_MATRIX_VALUES = 1 << 25  # of a binary matrix: more than an hour of 80-dim frames
+TEXT_BLOCK_BYTES = 1 << 20  # of a text matrix, at first: most are smaller
 MATRIX_HEADER_BYTES = 32  # more than any header
 RANGE_TOLERANCE = 3  # frames by which a range may pass the end, as in Kaldi, which segments' rounding needs
 BINARY_MARK = b"\0B"
@@ -103,7 +104,11 @@ class MatrixUtterance(NamedTuple):
         return read_matrix_or_vector(io.BytesIO(matrix))
 
     def _read_text(self) -> np.ndarray:
-        text = read_span(self.path, self.offset, MAX_UTTERANCE_BYTES)
+        size = TEXT_BLOCK_BYTES
+        text = read_span(self.path, self.offset, size)
+        while len(text) == size < MAX_UTTERANCE_BYTES and b"]" not in text:
+            size *= 4
+            text = read_span(self.path, self.offset, size)
         found = re.match(rb"\s*\[([^\]]*)\]", text)
         if not found:
             raise InputError(f"no matrix at byte {self.offset} of {self.path}")
