@@ -94,6 +94,7 @@ def start(request: dict) -> tuple[int, Run]:
     (output, output_in), (errors, errors_in), shared = os.pipe(), os.pipe(), mmap.mmap(-1, 8)
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite run in the background inherits it ignored
         become(request, output_in, errors_in, shared)
     for end in (output_in, errors_in):
         os.close(end)

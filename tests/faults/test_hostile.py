@@ -188,7 +188,7 @@ def test_a_state_of_something_else_is_refused_in_one_line(tmp_path, monkeypatch)
     (path,) = Path("logs/foo.dir").glob("*.state")
     for hostile in hostile_states(torch.load(io.BytesIO(path.read_bytes()), weights_only=True)):
         torch.save(hostile, path)
-        refused(train_apc.main, match=r"saved state in logs/foo\.dir is not of this training")
+        refused(train_apc.main, match=r"logs/foo\.dir: the last saved state is not of this training")
 
 
 def test_names_in_files_never_leave_the_directory(tmp_path):
