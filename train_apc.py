@@ -24,7 +24,7 @@ from tqdm import tqdm
 from apc_model import APCModel
 from datasets import Batch, BatchOrder, LibriSpeech, batches, load_split, make_loader
 from utils import PrenetConfig, RNNConfig
-from utils.errors import InputError, Stopped, run_script
+from utils.errors import InputError, Stopped, one_line, run_script
 from utils.experiment import Experiment
 from utils.memory import reuse_freed_memory
 from utils.objective import apc_loss, count_targets
@@ -87,6 +87,12 @@ class Trainer:
             self.save_what_is_good()
             ending.args = (f"{ending}; continue with the same command and --resume",)
             raise
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            # PyTorch raises this wherever the main process happens to be, perhaps within a step: nothing is saved
+            raise InputError(f"a data loading process died ({one_line(error, 200)}); if memory ran out, lower "
+                             "--load_data_workers; continue with the same command and --resume") from error  # fmt: skip
 
     def train_epoch(self, stop: StopRequest) -> None:
         """What is left of an epoch: its batches, validation, checkpoint."""
