@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.errors import InputError, one_line
-from utils.prepared import TENSOR_SUFFIX, load_lengths, load_tensor
+from utils.prepared import TENSOR_SUFFIX, load_lengths, load_tensor, read_bytes
 from utils.signals import ignore_in_worker
 
 TOLD_BY = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
@@ -106,7 +106,7 @@ class LibriSpeech(Dataset):
             told = [path / name for name in TOLD_BY if (path / name).is_file()]
             first = next((file for file in self.files if file.parent == path), None)
             for file in told or ([first] if first else []):
-                digest.update(file.read_bytes())
+                digest.update(read_bytes(file))
         for file, length in zip(self.files, self.lengths, strict=True):
             digest.update(f"{file.name} {length}\n".encode())
         return digest.hexdigest()
@@ -230,12 +230,16 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         # the last three are what is seen where the process dies after it announced a batch and before handing it over
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        raise InputError(
-            f"a data loading process died ({one_line(error, 200)}); if memory ran out, lower --load_data_workers"
-        ) from error
+        raise dead_worker(error) from error
     finally:
         if loader.num_workers:  # now, not when the garbage collector comes by: a traceback may hold the iterator
             iterator._shutdown_workers()
+
+
+def dead_worker(error: Exception) -> InputError:
+    """What a user is told when a data loading process has died."""
+    told = one_line(error, 200)
+    return InputError(f"a data loading process died ({told}); if memory ran out, lower --load_data_workers")
 
 
 def find_split(root: str | Path, name: str) -> Path:

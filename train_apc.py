@@ -22,9 +22,9 @@ from torch import nn
 from tqdm import tqdm
 
 from apc_model import APCModel
-from datasets import Batch, BatchOrder, LibriSpeech, batches, load_split, make_loader
+from datasets import Batch, BatchOrder, LibriSpeech, batches, dead_worker, load_split, make_loader
 from utils import PrenetConfig, RNNConfig
-from utils.errors import InputError, Stopped, one_line, run_script
+from utils.errors import InputError, Stopped, run_script
 from utils.experiment import Experiment
 from utils.memory import reuse_freed_memory
 from utils.objective import apc_loss, count_targets
@@ -91,8 +91,7 @@ class Trainer:
             if "DataLoader worker" not in str(error):
                 raise
             # PyTorch raises this wherever the main process happens to be, perhaps within a step: nothing is saved
-            raise InputError(f"a data loading process died ({one_line(error, 200)}); if memory ran out, lower "
-                             "--load_data_workers; continue with the same command and --resume") from error  # fmt: skip
+            raise InputError(f"{dead_worker(error)}; continue with the same command and --resume") from error
 
     def train_epoch(self, stop: StopRequest) -> None:
         """What is left of an epoch: its batches, validation, checkpoint."""
@@ -263,12 +262,13 @@ class Trainer:
         """Save at the end of a run that was stopped, unless what is there now is worse than the last save."""
         try:
             self.read_losses()
-            if self.is_good:
-                self.save()
         except InputError as error:
             log.warning("%s", error)
-            if self.is_good:
+        if self.is_good:
+            try:
                 self.save()
+            except InputError as error:  # the weights are not finite
+                log.warning("%s", error)
 
     def save(self) -> None:
         """Save all that resuming needs."""
