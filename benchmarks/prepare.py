@@ -2,7 +2,8 @@
 
     python benchmarks/prepare.py --megabytes 100 --num_workers 2
 
-Text: this project, a plain pipeline (float() on each token, pad, torch.save, one process), and its float() loop alone.
+Text: this project, a plain pipeline (float() on each token, pad, torch.save, one process), and the reading and parsing
+of both alone, with nothing written.
 Archives: the same frames in a binary .ark, and a mere copy of the tensors, each flushed to the disk, which is as fast
 as any input could be. Audio: FLAC files of 10 seconds, both passes. Memory: the peak of all processes together,
 for ten times as many utterances.
@@ -28,15 +29,19 @@ from common import interleaved_seconds, memory_mb
 
 from utils.kaldi_io import write_ark, write_blogmel
 from utils.log_mel import SAMPLE_RATE
+from utils.parallel import ordered_map
 from utils.preparing import Options, prepare
 from utils.sources import ArchiveSource, AudioSource
+from utils.utterances import Utterance
 
 MEL_DIM = 80
 MAX_SEQ_LEN = 1600
 BYTES_PER_NUMBER = 8.5  # of text
 AUDIO_SECONDS = 10
 SAMPLE = Path(__file__).resolve().parent.parent / "librispeech_data" / "sample" / "audio"
-OURS, PIPELINE, FLOAT_LOOP = "text: this project", "text: plain pipeline", "text: float() loop alone"
+OURS, PIPELINE = "text: this project", "text: plain pipeline"
+PARSING, FLOAT_LOOP = "text: its parsing alone", "text: float() loop alone"
+TEXT = (OURS, PIPELINE, PARSING, FLOAT_LOOP)
 ARK, COPY, AUDIO = "binary .ark: this project", "a copy of the tensors", "audio: this project"
 
 
@@ -111,11 +116,22 @@ def make_variants(root: Path, options: argparse.Namespace) -> dict[str, Callable
     return {
         OURS: lambda: ours(ArchiveSource([root / "in.blogmel"])),
         PIPELINE: lambda: plain_pipeline(root / "in.blogmel", root / "plain"),
+        PARSING: lambda: parse(root / "in.blogmel", options.num_workers),
         FLOAT_LOOP: lambda: plain_pipeline(root / "in.blogmel", None),
         ARK: lambda: ours(ArchiveSource([root / "in.ark"])),
         COPY: copy,
         AUDIO: lambda: ours(AudioSource.find(root / "audio"), "speaker"),
     }
+
+
+def parse(archive: Path, num_workers: int) -> None:
+    """Find, read, parse and check every utterance, and write nothing."""
+    for _ in ordered_map(_load, ArchiveSource([archive]).utterances(), num_workers):
+        pass
+
+
+def _load(utterance: Utterance) -> int:
+    return len(utterance.load())
 
 
 def plain_pipeline(archive: Path, save_dir: Path | None) -> None:
@@ -166,9 +182,10 @@ def report(
         "text_megabytes": megabytes,
         "num_workers": options.num_workers,
         "seconds": seconds,
-        "text_megabytes_per_second": {name: megabytes / seconds[name] for name in (OURS, PIPELINE, FLOAT_LOOP)},
+        "text_megabytes_per_second": {name: megabytes / seconds[name] for name in TEXT},
         "text_against_plain_pipeline": seconds[PIPELINE] / seconds[OURS],
         "text_against_float_loop": seconds[FLOAT_LOOP] / seconds[OURS],
+        "parsing_against_float_loop": seconds[FLOAT_LOOP] / seconds[PARSING],
         "ark_against_text": seconds[OURS] / seconds[ARK],
         "ark_against_copy": seconds[COPY] / seconds[ARK],
         "audio_times_real_time_per_core": real_time,
@@ -182,7 +199,8 @@ def report(
         speed = f"{megabytes / value:8.0f} MB/s of text" if name != AUDIO else f"{real_time:8.0f} x real time per core"
         print(f"{name:28}{value:8.2f} s  {speed}")
     print(f"text against the plain pipeline {results['text_against_plain_pipeline']:.1f}x, ", end="")
-    print(f"against its float() loop alone {results['text_against_float_loop']:.1f}x")
+    print(f"against its float() loop alone {results['text_against_float_loop']:.1f}x, ", end="")
+    print(f"parsing alone against that loop {results['parsing_against_float_loop']:.1f}x")
     print(f"binary .ark against text {results['ark_against_text']:.1f}x, ", end="")
     print(f"against the copy {results['ark_against_copy']:.1f}x")
     print("peak memory: " + ", ".join(f"{mb:.0f} MB for {count:,} utterances" for count, mb in memory.items()))
