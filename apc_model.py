@@ -5,12 +5,13 @@ A stack of unidirectional recurrent layers reads log-Mel frames x_1..x_t and pre
 
     model = APCModel(80, None, RNNConfig(80, 512, 3, 0.0, residual=True))
     predicted, feats = model(inputs, lengths)
+    feats, state = model.stream(frames, state)  # the same features while frames come in; model.eval() first
 
 Frames stay packed (true frames only, no padding) from the first layer to the last.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
 from utils.errors import InputError
-from utils.packed_rnn import packed_rnn
+from utils.packed_rnn import packed_rnn, run_on
 from utils.packing import Packing, check_lengths, packing
 
 RNN_CLASSES = dict(zip(RNN_TYPES, (nn.GRU, nn.LSTM), strict=True))
@@ -60,6 +61,7 @@ class APCModel(nn.Module):
         mel_dim: size of a frame, 80 in the papers.
         prenet_config: layers before the recurrent stack, or None (the papers' default).
         rnn_config: the recurrent stack.
+        has_postnet: whether there is a prediction layer; without one the model gives features only.
 
     Attributes:
         time_shift: n, how many frames ahead the model was trained to predict; None where unknown.
@@ -68,7 +70,9 @@ class APCModel(nn.Module):
         ValueError: sizes that do not fit together, named.
     """
 
-    def __init__(self, mel_dim: int, prenet_config: PrenetConfig | None, rnn_config: RNNConfig) -> None:
+    def __init__(
+        self, mel_dim: int, prenet_config: PrenetConfig | None, rnn_config: RNNConfig, has_postnet: bool = True
+    ) -> None:
         super().__init__()
         _check_configs(mel_dim, prenet_config, rnn_config)
         self.mel_dim = mel_dim
@@ -79,9 +83,16 @@ class APCModel(nn.Module):
         sizes = [rnn_config.input_size] + [rnn_config.hidden_size] * rnn_config.num_layers
         rnn_class = RNN_CLASSES[rnn_config.rnn_type]
         self.rnns = nn.ModuleList(rnn_class(*pair) for pair in pairwise(sizes))
-        self.postnet = Postnet(rnn_config.hidden_size, mel_dim)
+        self.postnet = Postnet(rnn_config.hidden_size, mel_dim) if has_postnet else None
 
-    def forward(self, inputs: torch.Tensor, lengths: torch.Tensor | Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def num_feats(self) -> int:
+        """The layers of `feats`: the recurrent ones, and the prenet's output before them."""
+        return len(self.rnns) + (self.prenet is not None)
+
+    def forward(
+        self, inputs: torch.Tensor, lengths: torch.Tensor | Sequence[int]
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Predict the frames to come, and give the hidden states of every layer.
 
         Args:
@@ -89,7 +100,8 @@ class APCModel(nn.Module):
             lengths: (batch,), true frames of each utterance, in any order, a tensor or a list, on any device.
 
         Returns:
-            predicted: (batch, seq_len, mel_dim); a padding frame holds the prediction layer's bias.
+            predicted: (batch, seq_len, mel_dim); a padding frame holds the prediction layer's bias. None where the
+                model has no such layer.
             feats: (num_layers, batch, seq_len, hidden_size), each layer's output after its residual connection, zero
                 on padding. With a prenet its output comes first: (num_layers + 1, ...); there a padding frame holds
                 what the prenet gives for zeros.
@@ -101,14 +113,71 @@ class APCModel(nn.Module):
         plan = packing(check_lengths(lengths, batch, seq_len), seq_len, inputs.device)
         frames = inputs.reshape(batch * seq_len, self.mel_dim)[plan.index]  # (frames, mel_dim)
         outputs = list(self.encode(frames, plan))  # of (frames, hidden_size)
-        predicted = self.postnet.layer.bias.expand(batch * seq_len, -1)  # (batch * seq_len, mel_dim)
-        predicted = predicted.index_copy(0, plan.index, self.postnet(outputs[-1]))
+        predicted = None
+        if self.postnet is not None:
+            predicted = self.postnet.layer.bias.expand(batch * seq_len, -1)  # (batch * seq_len, mel_dim)
+            predicted = predicted.index_copy(0, plan.index, self.postnet(outputs[-1])).view(batch, seq_len, -1)
         feats = inputs.new_zeros(len(outputs), batch * seq_len, self.rnn_config.hidden_size)
         if self.prenet is not None:
             feats[0] = self.prenet(inputs.new_zeros(self.mel_dim))
         for number, frames in enumerate(outputs):
             feats[number].index_copy_(0, plan.index, frames)
-        return predicted.view(batch, seq_len, -1), feats.view(len(outputs), batch, seq_len, -1)
+        return predicted, feats.view(len(outputs), batch, seq_len, -1)
+
+    @torch.no_grad()
+    def stream(
+        self, frames: torch.Tensor, state: tuple[torch.Tensor, ...] | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The features of frames as they come in: those of `forward`, to float precision, however they are cut.
+
+        For a model in eval mode, and without gradients. A call costs one pass over the weights, so one frame a call
+        is the slowest way and takes under a millisecond on a core for three layers of 512.
+
+        Args:
+            frames: float (batch, n, mel_dim), the next n frames of each of the streams, n from 1 on.
+            state: what the call before returned; None where the streams begin.
+
+        Returns:
+            feats: (num_layers, batch, n, hidden_size), with a prenet one more, as of `forward`.
+            state: for the next call: (h,) of a GRU, (h, c) of an LSTM, each (num_layers, batch, hidden_size). Plain
+                tensors, never changed by later calls: save them, stack them, or go back to them.
+
+        Raises:
+            ValueError: no frame, or frames of another size; a state of another batch size or of another model; a
+                model in training mode, whose dropout would make features random.
+        """
+        self._check_stream(frames, state)
+        is_lstm = self.rnn_config.rnn_type == "lstm"
+        states = [None] * len(self.rnns)  # of each layer, as PyTorch takes and gives it
+        if state is not None:
+            layers = zip(*(part.split(1) for part in state), strict=True)  # of (1, batch, hidden) tensors
+            states = [tuple(parts) if is_lstm else parts[0] for parts in layers]
+
+        def run(number: int, frames: torch.Tensor) -> torch.Tensor:
+            output, states[number] = run_on(self.rnns[number], frames, states[number])
+            return output
+
+        feats = torch.stack(list(self._layers(frames.transpose(0, 1), run)))  # (num_layers, n, batch, hidden_size)
+        parts = zip(*states, strict=True) if is_lstm else [states]
+        return feats.transpose(1, 2), tuple(torch.cat(part) for part in parts)
+
+    def _check_stream(self, frames: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> None:
+        if self.training:
+            raise InputError("stream() is for a model in eval mode: call model.eval() first")
+        batch, num_frames = self.check_inputs(frames)
+        if batch == 0 or num_frames == 0:
+            raise InputError(f"an empty stream chunk: {num_frames} frames of {batch} streams")
+        if state is None:
+            return
+        names = ("h", "c")[: 1 + (self.rnn_config.rnn_type == "lstm")]
+        if not isinstance(state, tuple) or not all(isinstance(part, torch.Tensor) for part in state):
+            raise InputError(f"the state of a stream is the tuple of tensors that stream() returned, not {type(state)}")
+        wanted = (len(self.rnns), batch, self.rnn_config.hidden_size)
+        shapes = [tuple(part.shape) for part in state]
+        if shapes != [wanted] * len(names):
+            held = ", ".join(map(str, shapes)) or "nothing"
+            raise InputError(f"the state holds {held}, but this model and batch need ({', '.join(names)}) of {wanted}: "
+                             "is it of another batch size or model?")  # fmt: skip
 
     def check_inputs(self, inputs: torch.Tensor) -> tuple[int, int]:
         """The (batch, seq_len) of a padded batch, or a ValueError that names the sizes."""
@@ -118,21 +187,35 @@ class APCModel(nn.Module):
             )
         return inputs.size(0), inputs.size(1)
 
-    def encode(self, frames: torch.Tensor, plan: Packing) -> Iterator[torch.Tensor]:
+    def encode(self, frames: torch.Tensor, plan: Packing, states: list | None = None) -> Iterator[torch.Tensor]:
         """The hidden states of every layer, on packed frames, one layer after the other.
 
         Args:
             frames: (frames, mel_dim), the true frames of a batch in packed order.
             plan: that order.
+            states: of each recurrent layer before the first frame, in its own form and the order of the batch, or
+                None for zeros. Each is replaced by that after the utterances' last frames.
 
         Yields:
             (frames, hidden_size) for the prenet, if there is one, and for each recurrent layer.
         """
+
+        def run(number: int, frames: torch.Tensor) -> torch.Tensor:
+            state = None if states is None else states[number]
+            output, state = packed_rnn(self.rnns[number], plan.pack(frames), state)
+            if states is not None:
+                states[number] = state
+            return output.data
+
+        return self._layers(frames, run)
+
+    def _layers(self, frames: torch.Tensor, run: Callable[[int, torch.Tensor], torch.Tensor]) -> Iterator[torch.Tensor]:
+        """What each layer gives, (..., hidden_size), for frames (..., mel_dim); run(i, x) is recurrent layer i on x."""
         if self.prenet is not None:
-            frames = self.prenet(frames)  # (frames, hidden_size)
+            frames = self.prenet(frames)
             yield frames
-        for number, rnn in enumerate(self.rnns):
-            output = packed_rnn(rnn, plan.pack(frames))[0].data  # (frames, hidden_size)
+        for number in range(len(self.rnns)):
+            output = run(number, frames)
             if number < len(self.rnns) - 1:
                 output = F.dropout(output, self.rnn_config.dropout, self.training)
             if self._has_residual(number) and frames.size(-1) == output.size(-1):
@@ -142,6 +225,8 @@ class APCModel(nn.Module):
 
     def predict(self, frames: torch.Tensor, plan: Packing) -> torch.Tensor:
         """Packed frames (frames, mel_dim) to packed predictions (frames, mel_dim): all that training needs."""
+        if self.postnet is None:
+            raise InputError("the model has no prediction layer (postnet): it gives features, and cannot predict")
         last = deque(self.encode(frames, plan), maxlen=1).pop()  # the layers before it need not stay in memory
         return self.postnet(last)
 

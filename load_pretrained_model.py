@@ -1,8 +1,12 @@
-"""Load a pre-trained APC model, and extract features from prepared utterances.
+"""Load a pre-trained APC model, and extract the features of a whole corpus.
 
     python load_pretrained_model.py --checkpoint logs/foo.dir/foo__epoch_100.model
     python load_pretrained_model.py --checkpoint bs32-rhl3-rhs512-rd0-adam-res-ts3.pt \
         --data librispeech_data/preprocessed/dev-clean-hires-norm-blogmel --save_dir features/dev-clean
+    python load_pretrained_model.py --checkpoint bs32-rhl3-rhs512-rd0-adam-res-ts3.pt \
+        --data LibriSpeech/dev-clean --save_dir features/dev-clean --format ark
+
+Killed half way, the same command goes on. Sources, formats and options: README.md.
 
 In a notebook:
 
@@ -15,26 +19,29 @@ import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 
 import argparse
 import hashlib
-from collections.abc import Iterator
-from contextlib import closing
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from apc_model import APCModel
-from datasets import Batch, BatchOrder, LibriSpeech, batches, make_loader
 from utils.checkpoints import load_weights, read_checkpoint
 from utils.command_line import HelpFormatter, natural, positive
 from utils.errors import InputError, run_script
+from utils.extraction import Extraction, Options, pick_layers
+from utils.feature_files import ARK, FORMATS, PARTIAL_ARK, SCP, SUFFIXES, open_features
+from utils.frame_readers import gather_statistics, normalized
+from utils.log_mel import FRAMES_PER_SECOND, NUM_MEL_BINS
 from utils.memory import reuse_freed_memory
+from utils.normalization import NORMALIZATION_FILE, Normalizer, Speakers
 from utils.options import pick_device
 from utils.output_directory import OutputDirectory
-from utils.packing import packing
-from utils.prepared import save_tensor
 from utils.signals import StopRequest
+from utils.source_options import add_source_options, choose_norm, choose_speakers
+from utils.sources import AudioSource, Source, find_source
 
-ALL_LAYERS = "all"
+SECONDS_PER_HOUR = 3600
 
 
 def load_pretrained(
@@ -45,11 +52,14 @@ def load_pretrained(
 ) -> APCModel:
     """Load an APC checkpoint: one of this project, a released one (also of PyTorch 1.0), or one of s3prl.
 
+    Weights only: nothing in the file is run. A training state, a checkpoint saved from a GPU or under DataParallel,
+    one without its prediction layer, and .safetensors of export_model.py are read, too.
+
     Args:
         path: the checkpoint. Sizes, number of layers, GRU or LSTM and the prenet are read off its weights.
         device: where the model shall be.
-        residual: whether layers have residual connections. Where None: config.json beside the file tells, or the
-            released file name (`...-res-ts3.pt`).
+        residual: whether layers have residual connections. Where None: the file itself tells (s3prl's, safetensors),
+            config.json beside it, or the released file name (`...-res-ts3.pt`).
         time_shift: n, in frames; found out the same way.
 
     Returns:
@@ -61,9 +71,11 @@ def load_pretrained(
     """
     checkpoint = read_checkpoint(path, residual, time_shift)
     with torch.device("meta"):  # no memory is taken before the sizes are known to be those of the weights
-        model = APCModel(checkpoint.mel_dim, checkpoint.prenet, checkpoint.rnn)
+        model = APCModel(checkpoint.mel_dim, checkpoint.prenet, checkpoint.rnn, checkpoint.has_postnet)
     load_weights(model, checkpoint.weights, path)
     model.time_shift = checkpoint.time_shift
+    if not checkpoint.has_postnet:
+        warnings.warn(f"{path} has no prediction layer: the model gives features, and predicted is None", stacklevel=2)
     return model.to(device).eval()
 
 
@@ -73,74 +85,10 @@ def describe(model: APCModel) -> str:
     return (
         f"{rnn.num_layers} {rnn.rnn_type.upper()} layers of {rnn.hidden_size} on {model.mel_dim}-dim frames, "
         f"{f'prenet of {prenet.num_layers} layers' if prenet else 'no prenet'}, "
+        f"{'' if model.postnet else 'no prediction layer, '}"
         f"{'residual' if rnn.residual else 'not residual'}, time shift {model.time_shift or 'unknown'}, "
         f"{sum(p.numel() for p in model.parameters()):,} parameters"
     )
-
-
-def pick_layers(layer: str, model: APCModel) -> list[int]:
-    """Which of `feats`' layers --layer names: 'all', or an index, negative ones from the end.
-
-    Raises:
-        InputError: there is no such layer.
-    """
-    count = model.rnn_config.num_layers + (model.prenet is not None)
-    if layer == ALL_LAYERS:
-        return list(range(count))
-    if not layer.removeprefix("-").isdecimal() or not -count <= int(layer) < count:
-        raise InputError(f"--layer {layer}: give {ALL_LAYERS}, or a number from {-count} to {count - 1}")
-    return [int(layer) % count]
-
-
-@torch.no_grad()
-def batch_features(model: APCModel, batch: Batch, layers: list[int]) -> Iterator[torch.Tensor]:
-    """The features of each utterance of a batch, trimmed to its true length.
-
-    Args:
-        model: in eval mode.
-        batch: inputs (batch, longest, mel_dim).
-        layers: which layers.
-
-    Yields:
-        float32 (len(layers), frames, hidden_size) on the CPU, in the order of the batch.
-    """
-    batch_size, seq_len, _ = batch.inputs.shape
-    device = model.postnet.layer.bias.device
-    plan = packing(batch.lengths, seq_len, device)
-    frames = batch.inputs.to(device).flatten(0, 1)[plan.index]  # (frames, mel_dim)
-    wanted = [output for number, output in enumerate(model.encode(frames, plan)) if number in layers]
-    padded = frames.new_zeros(len(layers), batch_size * seq_len, model.rnn_config.hidden_size)
-    for number, output in enumerate(wanted):
-        padded[number].index_copy_(0, plan.index, output)
-    padded = padded.cpu().unflatten(1, (batch_size, seq_len))  # (layers, batch, seq_len, hidden_size)
-    for row, length in enumerate(batch.lengths.tolist()):
-        yield padded[:, row, :length]
-
-
-def extract(
-    model: APCModel, dataset: LibriSpeech, out: OutputDirectory, stop: StopRequest, options: argparse.Namespace
-) -> None:
-    """Write the features of a data set: <utterance id>.pt, (frames, hidden_size), or (layers, frames, hidden_size).
-
-    Batches are always made up alike, so that a run that was killed and went on writes the same bits.
-
-    Raises:
-        InputError: a file is damaged.
-        Stopped: a signal came.
-    """
-    layers = pick_layers(options.layer, model)
-    order = BatchOrder(dataset.lengths, options.batch_size, bucketing=True)
-    missing = [batch for batch in order if not all(out.has(dataset.utterance(index)) for index in batch)]
-    bar = tqdm(total=len(dataset), initial=len(dataset) - sum(map(len, missing)), unit="utterance", disable=None)
-    with bar, closing(batches(make_loader(dataset, missing, options.load_data_workers))) as loaded:
-        for batch in loaded:
-            for index, feats in zip(batch.indices, batch_features(model, batch, layers), strict=True):
-                utterance = dataset.utterance(index)
-                save_tensor(out.tensor_path(utterance), feats if options.layer == ALL_LAYERS else feats[0])
-                out.record(utterance)
-            bar.update(len(batch.indices))
-            stop.check()
-    out.finish({dataset.utterance(index): length for index, length in enumerate(dataset.lengths)}, skipped=[])
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -151,19 +99,112 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="The checkpoint: of this project, released, or of s3prl.")
-    add("--data", help="A prepared directory to extract features from; without it the model is only described.")
-    add("--save_dir", help="The directory that the features are written to, one .pt an utterance.")
-    add("--layer", default="-1", help="Which layer's features to write: a number, -1 for the last, or all.")
+    add("--data", nargs="+", type=Path, metavar="D",
+        help="What to extract features from: a prepared directory, Kaldi archives (.blogmel, .ark, .scp), or a "
+        "directory of audio; without it the model is only described.")  # fmt: skip
+    add("--save_dir", help="The directory that the features are written to.")
+    add("--layer", default="-1", help="Which layer's features to write: a number, -1 for the last, all, or mean.")
+    add("--format", choices=FORMATS, default="pt",
+        help="A .pt or .npy file an utterance, or one Kaldi archive, feats.ark with feats.scp.")  # fmt: skip
+    add("--half", action="store_true", help="Write 16 bits a number: float16; in an archive, Kaldi's own (CM2).")
     add("--residual", action=argparse.BooleanOptionalAction, default=None,
         help="Whether the model has residual connections, where no config.json or file name tells.")  # fmt: skip
     add("--device", default="auto", help="Where to run: auto, cpu, cuda or cuda:i.")
     add("--batch_size", type=positive, default=32, help="Number of utterances in a batch.")
+    add("--chunk", type=positive, default=1000, metavar="FRAMES",
+        help="Compute so many frames of an utterance at a time; more take more memory.")  # fmt: skip
     add("--load_data_workers", type=natural, default=2, help="Number of processes that read data.")
+    add("--on_error", choices=("stop", "skip"), default="stop",
+        help="Stop at the first bad utterance, or leave it out and list it in skipped.txt.")  # fmt: skip
     add("--overwrite", action="store_true", help="Empty --save_dir first, where it holds other features.")
+    add_source_options(parser)
     options = parser.parse_args(arguments)
     if bool(options.data) != bool(options.save_dir):
         parser.error("--data and --save_dir go together")
     return options
+
+
+def check_frame_size(source: Source, model: APCModel) -> None:
+    """Refuse data of another feature size before anything is written."""
+    if isinstance(source, AudioSource):
+        where, size = source.directory, NUM_MEL_BINS
+    else:
+        first = next(source.utterances(), None)
+        if first is None:
+            raise InputError("--data holds no utterance")
+        try:
+            where, size = first.where, first.load().shape[1]
+        except InputError:
+            return  # extraction stops there, or leaves it out
+    if size != model.mel_dim:
+        raise InputError(f"{where} has frames of {size} but the model reads {model.mel_dim}")
+
+
+def describe_job(options: argparse.Namespace, model: APCModel, source: Source, norm: dict[str, Any]) -> dict[str, Any]:
+    """What decides the features: a directory is only ever continued by the same job."""
+    return {
+        "checkpoint": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
+        "residual": model.rnn_config.residual,
+        "data": source.describe() | norm,
+        "layer": options.layer,
+        "format": options.format,
+        "half": options.half,
+        "batch_size": options.batch_size,
+        "chunk": options.chunk,
+    }
+
+
+def find_normalizer(
+    options: argparse.Namespace, norm: str, source: Source, speakers: Speakers, out: OutputDirectory, stop: StopRequest
+) -> Normalizer:
+    """How frames are scaled; what has to be gathered for it is kept in normalization.json."""
+    path = out.path / NORMALIZATION_FILE
+    if options.norm_from:
+        normalizer = Normalizer.load(options.norm_from)
+    elif path.exists():
+        return Normalizer.load(path)
+    elif norm in ("speaker", "global"):
+        skip_errors = options.on_error == "skip"
+        normalizer = gather_statistics(source, norm, speakers, options.load_data_workers, skip_errors, stop)
+    else:
+        normalizer = Normalizer(norm)
+    if normalizer.mode != "none":
+        normalizer.save(path)
+    return normalizer
+
+
+def extract(model: APCModel, source: Source, options: argparse.Namespace, stop: StopRequest) -> None:
+    """Write the features of every utterance into a directory, or go on writing them, and report.
+
+    Raises:
+        InputError: bad input, or a directory of something else.
+        Stopped: a signal came.
+    """
+    norm = choose_norm(options, isinstance(source, AudioSource))
+    speakers = choose_speakers(options, source, norm)
+    scaling = {"norm": Normalizer.load(options.norm_from).digest() if options.norm_from else norm}
+    if norm == "speaker" or options.norm_from:
+        scaling["speakers"] = speakers.digest()
+    made_from = describe_job(options, model, source, scaling)
+    suffix = SUFFIXES[:1] if options.format == "pt" else SUFFIXES[::-1]
+    extra_files = (NORMALIZATION_FILE, ARK, SCP, PARTIAL_ARK)
+    with OutputDirectory(options.save_dir, made_from, options.overwrite, extra_files, suffix) as out:
+        speed = "was complete before"
+        if not out.complete:
+            normalizer = find_normalizer(options, norm, source, speakers, out, stop)
+            files = open_features(out, options.format, options.layer == "all", options.half)
+            limits = Options(options.layer, options.batch_size, options.chunk, options.load_data_workers,
+                             options.on_error == "skip")  # fmt: skip
+            extraction = Extraction(model, out, files, limits, stop)
+            try:
+                extraction.run(source, normalized(source, normalizer, speakers))
+            finally:
+                files.close()
+            speed = f"real-time factor {extraction.real_time_factor():.4f}"
+        lengths = out.lengths()
+    hours = sum(lengths.values()) / FRAMES_PER_SECOND / SECONDS_PER_HOUR
+    print(f"{options.save_dir}: features of {len(lengths)} utterances, {sum(lengths.values())} frames, "
+          f"{hours:.2f} hours, {speed}")  # fmt: skip
 
 
 def main() -> None:
@@ -175,27 +216,13 @@ def main() -> None:
     print(f"{options.checkpoint}: {describe(model)}")
     if not options.data:
         return
-    if Path(options.save_dir).resolve() == Path(options.data).resolve():
-        raise InputError(f"--save_dir is --data, {options.data}: give another directory")
-    pick_layers(options.layer, model)  # before --save_dir is touched
-    dataset = LibriSpeech(options.data)
-    if dataset.mel_dim != model.mel_dim:
-        raise InputError(f"{options.data} has frames of {dataset.mel_dim} but the model reads {model.mel_dim}")
-    made_from = {
-        "checkpoint": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
-        "residual": model.rnn_config.residual,
-        "data": dataset.fingerprint(),
-        "layer": options.layer,
-        "batch_size": options.batch_size,
-    }
-    with (
-        StopRequest("run the same command again to continue") as stop,
-        OutputDirectory(options.save_dir, made_from, options.overwrite) as out,
-    ):
-        if not out.complete:
-            extract(model, dataset, out, stop, options)
-    before = ", was complete before" if out.complete else ""
-    print(f"{options.save_dir}: features of {len(dataset)} utterances, {sum(dataset.lengths)} frames{before}")
+    if Path(options.save_dir).resolve() in [path.resolve() for path in options.data]:
+        raise InputError(f"--save_dir is --data, {options.save_dir}: give another directory")
+    pick_layers(options.layer, model.num_feats)  # before --save_dir is touched
+    source = find_source(options.data, options.channel, options.resample)
+    check_frame_size(source, model)
+    with StopRequest("run the same command again to continue") as stop:
+        extract(model, source, options, stop)
 
 
 if __name__ == "__main__":

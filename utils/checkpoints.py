@@ -1,23 +1,30 @@
-"""Reading any APC checkpoint: this project's, the released ones, s3prl's.
+"""Reading any APC checkpoint: this project's, the released ones, s3prl's, safetensors.
 
 Sizes, layers, cell type and prenet are read off the weights; residual and time shift, which weights do not show, come
-from the caller, config.json beside the file, the checkpoint's own configuration, or the released file name.
+from the caller, the configuration inside a .safetensors file, config.json beside the file, s3prl's configuration, or
+the released file name.
 """
 
+import argparse
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
 
 from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
 from utils.errors import InputError, one_line
 from utils.files import read_json
-from utils.prepared import load_untrusted
+from utils.prepared import load_untrusted, read_bytes
 
 # bs32-rhl3-rhs512-rd0-adam-res-ts3.pt: batch size, layers, hidden size, dropout, optimizer, residual, time shift
 RELEASED_NAME = re.compile(r"bs\d+-rhl\d+-rhs\d+-rd[\d.]+-\w+(?P<residual>-res)?-ts(?P<time_shift>\d+)")
+SAFETENSORS_SUFFIX = ".safetensors"
+CONFIG_KEY = "apc_config"  # of a .safetensors file's metadata: JSON of what `describe_config` gives
+OPTIMIZER_KEYS = ("optimizer", "Optimizer")
 GATES = {3: RNN_TYPES[0], 4: RNN_TYPES[1]}  # rows of weight_hh_l0 in hidden sizes
 
 
@@ -37,13 +44,15 @@ class Checkpoint(NamedTuple):
     prenet: PrenetConfig | None
     rnn: RNNConfig
     time_shift: int | None
+    has_postnet: bool
 
 
 def read_checkpoint(path: str | Path, residual: bool | None = None, time_shift: int | None = None) -> Checkpoint:
     """Read an APC checkpoint of any origin.
 
     Args:
-        path: a bare state dict, or a dict with the state dict under 'model' (s3prl's, or a saved training state).
+        path: a bare state dict, a dict with the state dict under 'model' (s3prl's, or a saved training state), or a
+            .safetensors file.
         residual: whether the model has residual connections; found out where None.
         time_shift: how many frames ahead it predicts; found out where None.
 
@@ -52,13 +61,13 @@ def read_checkpoint(path: str | Path, residual: bool | None = None, time_shift: 
             whether it has residual connections cannot be found out.
     """
     path = Path(path)
-    loaded = load_untrusted(path)
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"{path} holds a {type(loaded).__name__}, not a state dict")
-    is_wrapped = isinstance(loaded.get("model"), Mapping)
-    weights, is_s3prl = _released_names(path, loaded["model"] if is_wrapped else loaded)
+    if path.suffix == SAFETENSORS_SUFFIX:
+        state, own_config = _read_safetensors(path)
+    else:
+        state, own_config = _read_pytorch(path)
+    weights, is_s3prl = _released_names(path, state)
     mel_dim, prenet, rnn = _sizes(path, weights)
-    facts = _known_facts(path, loaded.get("config") if is_wrapped else None, is_s3prl)
+    facts = _known_facts(path, own_config, is_s3prl)
     residual = facts.residual if residual is None else residual
     if residual is None:
         if rnn.num_layers > 1 or rnn.input_size == rnn.hidden_size:
@@ -66,7 +75,43 @@ def read_checkpoint(path: str | Path, residual: bool | None = None, time_shift: 
                              "say so (residual=True or False; --residual or --no-residual)")  # fmt: skip
         residual = False
     rnn = rnn._replace(residual=residual, first_residual_layer=facts.first_residual_layer)
-    return Checkpoint(weights, mel_dim, prenet, rnn, facts.time_shift if time_shift is None else time_shift)
+    time_shift = facts.time_shift if time_shift is None else time_shift
+    return Checkpoint(weights, mel_dim, prenet, rnn, time_shift, _has_postnet(weights))
+
+
+def _read_pytorch(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """A state dict, and what else the file holds, its optimizer's state aside."""
+    loaded = load_untrusted(path)
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"{path} holds a {type(loaded).__name__}, not a state dict")
+    if not isinstance(loaded.get("model"), Mapping):
+        return loaded, {}
+    return loaded["model"], {key: loaded[key] for key in loaded if key not in ("model", *OPTIMIZER_KEYS)}
+
+
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """A state dict, and the configuration that export_model.py put into the file."""
+    content = read_bytes(path)
+    try:
+        weights = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        config = json.loads(header.get("__metadata__", {}).get(CONFIG_KEY, "{}"))
+    except Exception as error:  # safetensors' own, or of damaged JSON
+        raise InputError(f"{path} is damaged or is not a safetensors file: {one_line(error, 200)}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is damaged: its {CONFIG_KEY} is a {type(config).__name__}")
+    return weights, {CONFIG_KEY: config}
+
+
+def describe_config(model: torch.nn.Module) -> dict[str, Any]:
+    """All that makes an APCModel besides its weights, as JSON types."""
+    prenet = model.prenet_config
+    return {
+        "mel_dim": model.mel_dim,
+        "prenet": None if prenet is None else prenet._asdict(),
+        "rnn": model.rnn_config._asdict(),
+        "time_shift": model.time_shift,
+    }
 
 
 def _released_names(path: Path, state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], bool]:
@@ -94,9 +139,12 @@ def _sizes(path: Path, weights: Mapping[str, torch.Tensor]) -> tuple[int, Prenet
         gru, lstm = ((gates * hidden_size, hidden_size) for gates in GATES)
         shape = tuple(first_hh.shape)
         raise InputError(f"{path}: rnns.0.weight_hh_l0 has shape {shape}, not a GRU's {gru} or an LSTM's {lstm}")
-    mel_dim = _matrix(path, weights, "postnet.layer.weight", 3).size(0)
     num_layers = _count(weights, r"rnns\.(\d+)\.")
     prenet_layers = _count(weights, r"prenet\.layers\.(\d+)\.")
+    if _has_postnet(weights):
+        mel_dim = _matrix(path, weights, "postnet.layer.weight", 3).size(0)
+    else:
+        mel_dim = (_matrix(path, weights, "prenet.layers.0.weight", 2) if prenet_layers else first_ih).size(1)
     prenet = PrenetConfig(mel_dim, hidden_size, prenet_layers, 0.0) if prenet_layers else None
     input_size = hidden_size if prenet else mel_dim
     if first_ih.size(1) != input_size:
@@ -104,6 +152,10 @@ def _sizes(path: Path, weights: Mapping[str, torch.Tensor]) -> tuple[int, Prenet
                          f"not ({first_hh.size(0)}, {input_size})")  # fmt: skip
     rnn_type = GATES[first_hh.size(0) // hidden_size]
     return mel_dim, prenet, RNNConfig(input_size, hidden_size, num_layers, 0.0, False, rnn_type)
+
+
+def _has_postnet(weights: Mapping[str, torch.Tensor]) -> bool:
+    return any(key.startswith("postnet.") for key in weights)
 
 
 def _matrix(path: Path, weights: Mapping[str, torch.Tensor], key: str, dims: int) -> torch.Tensor:
@@ -118,8 +170,14 @@ def _count(weights: Mapping[str, torch.Tensor], pattern: str) -> int:
     return len({match[1] for key in weights if (match := re.match(pattern, key))})
 
 
-def _known_facts(path: Path, own_config: Any, is_s3prl: bool) -> Facts:
-    """Residual and time shift, from config.json beside the file, the file's own configuration, or its name."""
+def _known_facts(path: Path, own_config: dict[str, Any], is_s3prl: bool) -> Facts:
+    """Residual and time shift, from the file's own configuration, config.json beside the file, or its name."""
+    if config := own_config.get(CONFIG_KEY):
+        first = _search(config, "first_residual_layer")
+        if not isinstance(first, int | None) or (first or 0) < 0:
+            raise InputError(f"{path}: first_residual_layer {one_line(first, 40)} is not a layer")
+        facts = _facts(path, _search(config, "residual"), _search(config, "time_shift"))
+        return facts._replace(first_residual_layer=first or 0)
     beside = path.parent / "config.json"
     if beside.is_file() and "__" in path.name:  # as this project names its checkpoints
         config = read_json(beside)
@@ -127,7 +185,9 @@ def _known_facts(path: Path, own_config: Any, is_s3prl: bool) -> Facts:
         if isinstance(name, str) and path.name.startswith(f"{name}__"):
             return _facts(beside, config.get("rnn_residual"), config.get("time_shift"))
     if is_s3prl:
-        residual, time_shift = _search(own_config, "residual"), _search(own_config, "n_future")
+        # s3prl's configuration, or, where that does not tell, the command line's options that stand beside it
+        places = [own_config.get("config"), own_config]
+        residual, time_shift = (_search(places, key) for key in ("residual", "n_future"))
         return _facts(path, residual, time_shift)._replace(first_residual_layer=1)
     if match := RELEASED_NAME.search(path.name):
         return Facts(match["residual"] is not None, int(match["time_shift"]))
@@ -142,12 +202,13 @@ def _facts(where: Path, residual: Any, time_shift: Any) -> Facts:
 
 
 def _search(config: Any, key: str, depth: int = 6) -> Any:
-    """The first value of a key in nested dicts, or None."""
-    if not isinstance(config, Mapping) or depth == 0:
+    """The first value of a key in nested dicts, lists and argparse's namespaces, or None."""
+    config = vars(config) if isinstance(config, argparse.Namespace) else config
+    if depth == 0 or not isinstance(config, Mapping | list):
         return None
-    if key in config:
+    if isinstance(config, Mapping) and key in config:
         return config[key]
-    found = (_search(value, key, depth - 1) for value in config.values())
+    found = (_search(value, key, depth - 1) for value in (config.values() if isinstance(config, Mapping) else config))
     return next((value for value in found if value is not None), None)
 
 

@@ -7,12 +7,12 @@ stands, and an utterance's `load()` reads and checks its frames. Archives are wr
 import gzip
 import lzma
 import re
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from kaldiio.matio import write_array
 
 from utils.byte_reader import COMPRESSED_SUFFIXES, ByteReader
 from utils.errors import InputError, one_line
@@ -29,6 +29,7 @@ from utils.utterances import (
 )
 
 MAX_ID_BYTES = 4096
+CM2_STEPS = 65535  # between the lowest and the highest number of a matrix of 16 bits a number
 CUT_OFF = "cut off: the file ends in the middle of it, and what followed it is missing"
 MAX_SCP_LINE_BYTES = 1 << 16
 _SCP_PLACE = re.compile(r"(?P<path>.+?)(?::(?P<offset>\d{1,18}))?\s*(?:\[(?P<range>[\d:, ]*)\])?")
@@ -265,16 +266,57 @@ def write_ark(path: str | Path, features: Features) -> int:
         InputError: the path holds what an .scp cannot name.
     """
     path = Path(path)
-    if any(c in str(path) for c in "|[]:\n") or str(path) != str(path).strip():
-        raise InputError(f"{path}: an .scp cannot name this file; choose another name")
-    lines = []
+    check_scp_can_name(path)
+    offsets = []
     with atomic_write(path) as file:
         for utterance, frames in features:
-            _check_exportable(utterance)
-            file.write(f"{utterance} ".encode())
-            lines.append(f"{utterance} {path}:{file.tell()}\n")
-            write_array(file, np.ascontiguousarray(frames, np.float32))
+            offsets.append((utterance, append_matrix(file, utterance, frames.shape, [frames])))
         path.with_suffix(".scp").unlink(missing_ok=True)  # an old one would point to the wrong bytes of the new .ark
-    with atomic_write(path.with_suffix(".scp")) as file:
-        file.write("".join(lines).encode())
-    return len(lines)
+    write_scp(path, offsets)
+    return len(offsets)
+
+
+def check_scp_can_name(path: Path) -> None:
+    """Refuse an archive's path that an .scp would misread."""
+    if any(c in str(path) for c in "|[]:\n") or str(path) != str(path).strip():
+        raise InputError(f"{path}: an .scp cannot name this file; choose another name")
+
+
+def append_matrix(
+    file: BinaryIO,
+    utterance: str,
+    shape: tuple[int, int],
+    blocks: Iterable[np.ndarray],
+    span: tuple[float, float] | None = None,
+) -> int:
+    """Append an utterance to a binary archive.
+
+    Args:
+        file: the archive, at its end.
+        utterance: its id.
+        shape: (frames, size).
+        blocks: its frames, (some frames, size) each, one after another.
+        span: their lowest and highest number, to store 16 bits a number in equal steps between them (Kaldi's CM2);
+            None for float32.
+
+    Returns:
+        Where the matrix stands, for the .scp.
+    """
+    _check_exportable(utterance)
+    file.write(f"{utterance} ".encode())
+    offset = file.tell()
+    if span is None:
+        file.write(BINARY_MARK + b"FM " + struct.pack("<bibi", 4, shape[0], 4, shape[1]))
+    else:
+        lowest, step = span[0], max(span[1] - span[0], np.finfo(np.float32).tiny) / CM2_STEPS
+        file.write(BINARY_MARK + b"CM2 " + struct.pack("<ffii", lowest, step * CM2_STEPS, *shape))
+    for block in blocks:
+        block = np.ascontiguousarray(block, "<f4")
+        file.write(block if span is None else np.rint((block - lowest) / step).clip(0, CM2_STEPS).astype("<u2"))
+    return offset
+
+
+def write_scp(ark: Path, offsets: Iterable[tuple[str, int]]) -> None:
+    """Write the .scp beside an archive: each utterance, and where its matrix stands."""
+    with atomic_write(ark.with_suffix(".scp")) as file:
+        file.write("".join(f"{utterance} {ark}:{offset}\n" for utterance, offset in offsets).encode())

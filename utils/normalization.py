@@ -227,6 +227,12 @@ class Speakers:
             )
         return found["speaker"]
 
+    def group(self, utterance: Any, mode: str) -> str:
+        """Whose statistics an utterance (of any source) is part of in a mode: its speaker's, or EVERYBODY's."""
+        if mode == "global":
+            return EVERYBODY
+        return self.of(utterance.utterance, getattr(utterance, "folder", None))
+
     def describe(self) -> str:
         """The rule in words, for people and for normalization.json."""
         return f"{self.rule} ({Path(self.source).name})" if self.source else self.rule

@@ -2,7 +2,7 @@
 
 made_from.json      what the job was asked for: a directory is only ever continued by the same job
 progress.jsonl      a line for each utterance that is done; gone when the job is
-<utterance id>.pt   the tensors, each whole
+<utterance id>.pt   the tensors, each whole (or .npy, where the job writes those)
 skipped.txt         what was left out and why, a line an utterance, if anything was
 lengths.pkl         written last: a directory that has it is complete
 """
@@ -40,6 +40,7 @@ class OutputDirectory:
             something else is refused, or emptied with `overwrite`.
         overwrite: start anew, whatever was there.
         extra_files: names of further files and folders of the job, removed when it starts anew.
+        suffixes: the ending of an utterance's file; behind it those that the job might have been told to write.
 
     Attributes:
         done: what `record` was told of each utterance, in this run and those before it.
@@ -55,12 +56,14 @@ class OutputDirectory:
         made_from: dict[str, Any],
         overwrite: bool = False,
         extra_files: tuple[str, ...] = (),
+        suffixes: tuple[str, ...] = (TENSOR_SUFFIX,),
     ) -> None:
         self.path = Path(directory)
         self.done: dict[str, dict[str, Any]] = {}
         self.complete = False
         self._made_from = json.loads(json.dumps(made_from))  # as it will be read back
         self._overwrite = overwrite
+        self._suffixes = suffixes
         self._job_files = (MADE_FROM_FILE, PROGRESS_FILE, SKIPPED_FILE, *extra_files)
         self._stack = contextlib.ExitStack()
 
@@ -93,7 +96,7 @@ class OutputDirectory:
 
     def tensor_path(self, utterance: str) -> Path:
         """Where an utterance's tensor goes."""
-        return self.path / f"{utterance}{TENSOR_SUFFIX}"
+        return self.path / f"{utterance}{self._suffixes[0]}"
 
     def has(self, utterance: str) -> bool:
         """Whether an utterance was recorded as done and its tensor is there."""
@@ -121,7 +124,7 @@ class OutputDirectory:
         else:
             (self.path / SKIPPED_FILE).unlink(missing_ok=True)
         for tensor in self._tensors():
-            if tensor.name.removesuffix(TENSOR_SUFFIX) not in lengths:
+            if tensor.stem not in lengths:
                 tensor.unlink()  # of an utterance that an earlier run of the job wrote and this one left out
         save_lengths(self.path, lengths)
 
@@ -130,7 +133,7 @@ class OutputDirectory:
         return load_lengths(self.path)
 
     def _tensors(self) -> list[Path]:
-        return list(self.path.glob(f"*{TENSOR_SUFFIX}"))
+        return [path for path in self.path.iterdir() if path.suffix in self._suffixes]
 
     def _check_made_from(self) -> None:
         made_from_path = self.path / MADE_FROM_FILE

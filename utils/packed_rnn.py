@@ -59,6 +59,9 @@ def packed_rnn(
     tensors = (data, rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0, *state)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         output, *state = _PackedRNN.apply(cell, sizes, *tensors)
+    elif sizes[0] == 1:  # a product with one row gains nothing from what is done here
+        output, final = rnn(data.unsqueeze(1), hx)
+        return PackedSequence(output.squeeze(1), batch_sizes, sorted_indices, unsorted_indices), final
     else:
         output, state, _ = _forward(cell, sizes, *tensors, keep_gates=False)
 
@@ -67,6 +70,28 @@ def packed_rnn(
     state = [part.unsqueeze(0) for part in state]
     packed_output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
     return packed_output, state[0] if cell is GRUCell else tuple(state)
+
+
+def run_on(
+    rnn: nn.GRU | nn.LSTM, frames: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+    """Does what `rnn(frames, hx)` does, where a stream comes a frame at a time with less work around the products.
+
+    oneDNN, which runs a whole LSTM on a CPU, rearranges the weights at every call: three times the work of one step.
+
+    Args:
+        rnn: one layer, one direction, with biases.
+        frames: (n, batch, input_size).
+        hx: the state before them, in PyTorch's form; zeros if None.
+    """
+    if hx is None or len(frames) > 1:
+        return rnn(frames, hx)
+    weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0
+    if isinstance(rnn, nn.LSTM):
+        h, c = torch.lstm_cell(frames[0], (hx[0][0], hx[1][0]), *weights)
+        return h.unsqueeze(0), (h.unsqueeze(0), c.unsqueeze(0))
+    h = torch.gru_cell(frames[0], hx[0], *weights).unsqueeze(0)
+    return h, h
 
 
 def _is_supported(rnn: nn.RNNBase, data: Tensor) -> bool:

@@ -49,7 +49,7 @@ def ordered_map(
     except BrokenProcessPool as error:
         raise InputError(
             "a worker process was killed, perhaps for want of memory; "
-            "run the same command again to continue, with fewer --num_workers"
+            "run the same command again to continue, with fewer of them (--num_workers, --load_data_workers)"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

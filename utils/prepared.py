@@ -50,6 +50,27 @@ class _DictOfIntUnpickler(pickle._Unpickler):
     dispatch = {opcode: pickle._Unpickler.dispatch[opcode] for opcode in _DICT_OF_INT_OPCODES}  # noqa: RUF012
 
 
+class _Unread:
+    """Stands for an object of a checkpoint's options that is none of ours: takes anything, does nothing."""
+
+    def __new__(cls, *_: Any) -> "_Unread":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+
+# What options and optimizers are known to hold: paths, and numpy's scalars
+_UNREAD_NAMES = (
+    "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode",
+)  # fmt: skip
+_UNREAD = [(_Unread, name) for name in _UNREAD_NAMES]
+
+
 def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """A whole file of at most `max_bytes`.
 
@@ -86,7 +107,7 @@ def load_untrusted(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> Any:
         raise InputError(f"{path} is damaged or is not a PyTorch file")
     try:
         # s3prl's checkpoints hold their options in a Namespace; a damaged file also makes torch.load warn
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals([argparse.Namespace, *_UNREAD]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch.load raise nearly anything

@@ -16,12 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import InputError, one_line
-from utils.normalization import EVERYBODY, NORMALIZATION_FILE, Normalizer, Speakers, mean_and_std
+from utils.normalization import NORMALIZATION_FILE, Normalizer, Speakers, mean_and_std
 from utils.output_directory import SKIPPED_FILE, OutputDirectory
 from utils.parallel import ordered_map
 from utils.prepare_steps import Outcome, ScaledUtterance, ToRawFrames, ToTensors
 from utils.signals import StopRequest
-from utils.sources import Source
+from utils.sources import Source, unique_utterances
 from utils.utterances import BadUtterance
 
 RAW_FOLDER = ".raw"
@@ -135,15 +135,10 @@ class _Job:
         if normalizer.mode in ("none", "utterance") or isinstance(utterance, BadUtterance):
             return utterance
         try:
-            mean, std = normalizer.statistics_of(self._speaker(utterance, normalizer.mode))
+            mean, std = normalizer.statistics_of(self.options.speakers.group(utterance, normalizer.mode))
         except InputError as error:
             return BadUtterance(utterance.utterance, utterance.where, utterance.num_bytes, str(error))
         return ScaledUtterance(utterance, raw_folder, mean, std)
-
-    def _speaker(self, utterance: Any, mode: str) -> str:
-        if mode == "global":
-            return EVERYBODY
-        return self.options.speakers.of(utterance.utterance, getattr(utterance, "folder", None))
 
     def _gather_statistics(self, raw_folder: Path) -> None:
         """The first pass: raw frames into a folder, and normalization.json when all are there."""
@@ -153,10 +148,15 @@ class _Job:
         sums: dict[str, np.ndarray] = {}
 
         def add(utterance: Any, outcome: Outcome) -> None:
-            speaker = self._speaker(utterance, self.options.norm)
+            speaker = self.options.speakers.group(utterance, self.options.norm)
             sums[speaker] = sums.get(speaker, 0) + outcome.sums
 
-        self._pass("gathering statistics", ToRawFrames(raw_folder, self.options.max_seq_len), self._unique(), add)
+        self._pass(
+            "gathering statistics",
+            ToRawFrames(raw_folder, self.options.max_seq_len),
+            unique_utterances(self.source),
+            add,
+        )
         self.skipped.clear()  # the second pass meets the same errors, in this run or a later one
         statistics = {}
         for speaker, of_speaker in sums.items():
@@ -175,22 +175,9 @@ class _Job:
         if isinstance(utterance, ScaledUtterance):
             utterance.remove_raw()
 
-    def _unique(self) -> Iterator[Any]:
-        """The source's utterances; a second one of an id becomes a BadUtterance."""
-        seen: dict[str, str] = {}
-        for found in self.source.utterances():
-            if isinstance(found, BadUtterance):
-                yield found
-            elif found.utterance in seen:
-                reason = f"stands twice: first at {seen[found.utterance]}"
-                yield BadUtterance(found.utterance, found.where, found.num_bytes, reason)
-            else:
-                seen[found.utterance] = found.where
-                yield found
-
     def _remaining(self, order: list[str], wrap: Callable[[Any], Any]) -> Iterator[Any]:
         """The utterances that are still to be done; `order` gets the id of every one."""
-        for found in self._unique():
+        for found in unique_utterances(self.source):
             if isinstance(found, BadUtterance):
                 yield found
                 continue

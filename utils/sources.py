@@ -1,14 +1,20 @@
-"""Where utterances come from: archives, or a tree of audio files."""
+"""Where utterances come from: archives, a tree of audio files, or a prepared directory."""
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from utils.audio import AudioUtterance, find_audio
 from utils.byte_reader import open_regular
+from utils.errors import InputError
 from utils.kaldi_io import check_no_command, scan_archive
-from utils.utterances import MatrixUtterance, Utterance
+from utils.normalization import NORMALIZATION_FILE
+from utils.output_directory import MADE_FROM_FILE
+from utils.prepared import LENGTHS_FILE, TENSOR_SUFFIX, load_lengths, load_tensor, read_bytes
+from utils.utterances import BadUtterance, MatrixUtterance, Utterance
 
 FINGERPRINT_BYTES = 1 << 20  # at each end of a file
 
@@ -64,6 +70,80 @@ class AudioSource(NamedTuple):
         return {"audio": tree, "channel": first.channel, "resample": first.resample}
 
 
+class PreparedUtterance(NamedTuple):
+    """An utterance of a prepared directory."""
+
+    utterance: str
+    where: str
+    num_bytes: int
+    length: int
+
+    def load(self) -> np.ndarray:
+        """(frames, mel_dim) float32, the true frames. Raises InputError where the file is damaged or too short."""
+        frames = load_tensor(self.where)  # (max_seq_len, mel_dim)
+        if self.length > len(frames):
+            raise InputError(f"{self.where} has {len(frames)} frames but lengths.pkl says {self.length}")
+        return frames[: self.length].numpy()
+
+
+class PreparedSource(NamedTuple):
+    """The utterances of a prepared directory, in the order of its lengths.pkl."""
+
+    directory: Path
+    lengths: dict[str, int]
+    unit = " utterances"
+
+    @classmethod
+    def find(cls, directory: Path) -> "PreparedSource":
+        """Read lengths.pkl. Raises InputError where it is damaged, or names a file that is missing."""
+        lengths = load_lengths(directory)
+        if not lengths:
+            raise InputError(f"{directory} holds no utterance")
+        present = {entry.name for entry in directory.iterdir()}
+        for utterance in lengths:
+            if f"{utterance}{TENSOR_SUFFIX}" not in present:
+                raise InputError(f"{directory}: {utterance}{TENSOR_SUFFIX} is missing, but lengths.pkl names it")
+        return cls(directory, lengths)
+
+    def utterances(self) -> Iterator[PreparedUtterance]:
+        """Every utterance, in order."""
+        for utterance, length in self.lengths.items():
+            yield PreparedUtterance(utterance, str(self.directory / f"{utterance}{TENSOR_SUFFIX}"), 1, length)
+
+    def total(self) -> int:
+        """The number of utterances, for a progress bar."""
+        return len(self.lengths)
+
+    def describe(self) -> dict[str, Any]:
+        """What tells this directory from others: its lengths, what it says it was made from, and its first tensor."""
+        told = [self.directory / name for name in (LENGTHS_FILE, MADE_FROM_FILE, NORMALIZATION_FILE)]
+        digest = hashlib.sha256()
+        for path in (*told, Path(next(self.utterances()).where)):
+            if path.is_file():
+                digest.update(read_bytes(path))
+        return {"prepared": {"utterances": len(self.lengths), "sha256": digest.hexdigest()}}
+
+
+def find_source(paths: list[Path], channel: int | None = None, resample: bool = False) -> "Source":
+    """The source that paths name: a prepared directory (it has a lengths.pkl), a directory of audio, or archives.
+
+    Raises:
+        InputError: there is nothing of the kind.
+    """
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+    if not any(path.is_dir() for path in paths):
+        return ArchiveSource(paths)
+    if len(paths) > 1:
+        raise InputError(f"{', '.join(map(str, paths))}: give one directory, or archives only")
+    if (paths[0] / LENGTHS_FILE).exists():
+        return PreparedSource.find(paths[0])
+    if (paths[0] / MADE_FROM_FILE).exists():
+        raise InputError(f"{paths[0]} has no {LENGTHS_FILE}: prepare_data.py was not done with it")
+    return AudioSource.find(paths[0], channel, resample)
+
+
 def _describe_archive(path: Path) -> dict[str, Any]:
     """Name, size and a digest of both ends; of an .scp also what it points to, and its entries are checked."""
     check_no_command(str(path), "input")
@@ -79,4 +159,18 @@ def _describe_archive(path: Path) -> dict[str, Any]:
     return description
 
 
-Source = ArchiveSource | AudioSource
+Source = ArchiveSource | AudioSource | PreparedSource
+
+
+def unique_utterances(source: Source) -> Iterator[Any]:
+    """The source's utterances; a second one of an id becomes a BadUtterance."""
+    seen: dict[str, str] = {}
+    for found in source.utterances():
+        if isinstance(found, BadUtterance):
+            yield found
+        elif found.utterance in seen:
+            reason = f"stands twice: first at {seen[found.utterance]}"
+            yield BadUtterance(found.utterance, found.where, found.num_bytes, reason)
+        else:
+            seen[found.utterance] = found.where
+            yield found

@@ -150,7 +150,8 @@ EXTRACT = Job(
     "features",
     files,
 )
-JOBS = {"prepare": PREPARE, "train": TRAIN, "extract": EXTRACT}
+EXTRACT_ARK = EXTRACT._replace(options=f"{EXTRACT.options} --format ark --layer all --chunk 7")
+JOBS = {"prepare": PREPARE, "train": TRAIN, "extract": EXTRACT, "extract an archive": EXTRACT_ARK}
 
 
 def write_corpus(path: Path) -> None:
