@@ -161,6 +161,18 @@ class APCModel(nn.Module):
         parts = zip(*states, strict=True) if is_lstm else [states]
         return feats.transpose(1, 2), tuple(torch.cat(part) for part in parts)
 
+    def padded_feats(self, frames: torch.Tensor) -> torch.Tensor:
+        """The features of whole rows, padding and all, by PyTorch's own layers: what exporters can follow.
+
+        Args:
+            frames: float (batch, seq_len, mel_dim).
+
+        Returns:
+            (num_layers, batch, seq_len, hidden_size), with a prenet one more.
+        """
+        feats = self._layers(frames.transpose(0, 1), lambda number, x: self.rnns[number](x)[0])
+        return torch.stack(list(feats)).transpose(1, 2)
+
     def _check_stream(self, frames: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> None:
         if self.training:
             raise InputError("stream() is for a model in eval mode: call model.eval() first")

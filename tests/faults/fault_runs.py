@@ -146,12 +146,13 @@ TRAIN = Job(
 )
 EXTRACT = Job(
     "load_pretrained_model",
-    f"--checkpoint {CHECKPOINT} --data train --save_dir features --batch_size 4 --load_data_workers 0",
+    f"--checkpoint {CHECKPOINT} --data train --save_dir features --batch_size 2 --load_data_workers 0",
     "features",
     files,
 )
 EXTRACT_ARK = EXTRACT._replace(options=f"{EXTRACT.options} --format ark --layer all --chunk 7")
-JOBS = {"prepare": PREPARE, "train": TRAIN, "extract": EXTRACT, "extract an archive": EXTRACT_ARK}
+JOBS = {"prepare": PREPARE, "train": TRAIN, "extract": EXTRACT}
+ALL_JOBS = JOBS | {"extract an archive": EXTRACT_ARK}
 
 
 def write_corpus(path: Path) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from fault_runs import JOBS, PREPARE_ALONE, TRAIN, left_alone, make_workplace
+from fault_runs import ALL_JOBS, JOBS, PREPARE_ALONE, TRAIN, left_alone, make_workplace
 
 from utils.prepared import load_untrusted
 
@@ -17,7 +17,7 @@ FULL = "full 0"  # no file grows any more, whichever it is
 @pytest.fixture(scope="module")
 def workplaces(tmp_path_factory):
     """Where a job's run that is left alone works."""
-    return {name: tmp_path_factory.mktemp(name) for name in [*JOBS, "alone"]}
+    return {name: tmp_path_factory.mktemp(name) for name in [*ALL_JOBS, "alone"]}
 
 
 def assert_one_line(ended, script):
@@ -49,11 +49,11 @@ def whole_files(directory):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", ALL_JOBS)
 def test_a_disk_that_fills_at_any_moment_is_one_line_and_the_run_goes_on_when_there_is_room(
     name, seed, workplaces, tmp_path
 ):
-    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+    job, alone = ALL_JOBS[name], left_alone(ALL_JOBS[name], workplaces[name])
     if name == "prepare":  # starting workers needs files of the system's, which may not grow either
         job, alone = PREPARE_ALONE, left_alone(PREPARE_ALONE, workplaces["alone"])
     make_workplace(tmp_path)

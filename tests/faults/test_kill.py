@@ -6,21 +6,21 @@ import shutil
 import signal
 
 import pytest
-from fault_runs import JOBS, Ended, alive_in_group, left_alone, make_workplace, runs, until
+from fault_runs import ALL_JOBS, JOBS, Ended, alive_in_group, left_alone, make_workplace, runs, until
 
 KILLS = 20  # of each script
 MANY = 200  # runs in which they must have come: a run may end before its fault's moment
 
 # Loader processes: in some runs, so that a kill also meets those.
 WITH_WORKERS = {
-    name: job.options.replace("--load_data_workers 0", "--load_data_workers 1") for name, job in JOBS.items()
+    name: job.options.replace("--load_data_workers 0", "--load_data_workers 1") for name, job in ALL_JOBS.items()
 }
 
 
 @pytest.fixture(scope="module")
 def workplaces(tmp_path_factory):
     """Where a job's run that is left alone works."""
-    return {name: tmp_path_factory.mktemp(name) for name in JOBS}
+    return {name: tmp_path_factory.mktemp(name) for name in ALL_JOBS}
 
 
 def random_fault(rng, alone, action):
@@ -57,9 +57,9 @@ def strike(job, name, directory, alone, seed, action, times):
     raise AssertionError(f"only {struck} of {times} faults struck")
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", ALL_JOBS)
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(name, workplaces, tmp_path):
-    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+    job, alone = ALL_JOBS[name], left_alone(ALL_JOBS[name], workplaces[name])
     make_workplace(tmp_path)
     for ended in strike(job, name, tmp_path, alone, 1, "kill", KILLS):
         assert ended.code == -signal.SIGKILL, ended.errors

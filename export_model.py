@@ -1,0 +1,138 @@
+"""Hand an APC feature extractor to other runtimes.
+
+    python export_model.py --checkpoint logs/foo.dir/foo__epoch_100.model --save apc.onnx
+    python export_model.py --checkpoint bs32-rhl3-rhs512-rd0-adam-res-ts3.pt --save apc.safetensors
+
+The ending says what is written:
+
+    .onnx         ONNX, for onnxruntime and others: inputs `frames` float32 (batch, seq_len, mel_dim) and `lengths` int64
+                  (batch,), any batch and length; output `feats` float32 (num_layers, batch, seq_len, hidden_size)
+    .torchscript  the same function as TorchScript, for LibTorch: torch.jit.load(file)(frames, lengths)
+    .safetensors  the weights, with what they do not show as metadata: load_pretrained reads it
+"""
+
+import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
+
+import argparse
+import io
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from apc_model import APCModel
+from load_pretrained_model import load_pretrained
+from utils.checkpoints import CONFIG_KEY, describe_config
+from utils.command_line import HelpFormatter
+from utils.errors import InputError, run_script
+from utils.files import atomic_write
+
+OPSET = 18
+EXAMPLE_BATCH, EXAMPLE_FRAMES = 2, 5  # of the inputs that the exporters follow
+
+
+class FeatureExtractor(torch.nn.Module):
+    """The features of a padded batch, without packing, which other runtimes do not know.
+
+    A recurrent layer that runs forward never lets padding at the end change a true frame, so it may run over it.
+    """
+
+    def __init__(self, model: APCModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Features of every layer, zero on padding, the prenet's too.
+
+        Args:
+            frames: float32 (batch, seq_len, mel_dim), padded at the end.
+            lengths: int64 (batch,), true frames, in any order.
+
+        Returns:
+            (num_layers, batch, seq_len, hidden_size), with a prenet one more.
+        """
+        feats = self.model.padded_feats(frames)
+        is_true = torch.arange(frames.size(1), device=frames.device) < lengths.unsqueeze(1)  # (batch, seq_len)
+        return torch.where(is_true[None, :, :, None], feats, torch.zeros_like(feats))
+
+
+def _example(model: APCModel) -> tuple[torch.Tensor, torch.Tensor]:
+    frames = torch.zeros(EXAMPLE_BATCH, EXAMPLE_FRAMES, model.mel_dim)
+    return frames, torch.tensor([EXAMPLE_FRAMES, EXAMPLE_FRAMES - 1])
+
+
+def to_onnx(model: APCModel) -> bytes:
+    """The feature extractor as ONNX. The recurrent layers become ONNX's own GRU and LSTM.
+
+    Raises:
+        InputError: the package that it takes is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise InputError("an .onnx file takes the package onnx: pip install onnx") from error
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        # torch.export, on which the newer exporter rests, writes out a recurrent layer for one fixed length
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            FeatureExtractor(model).eval(), _example(model), stream, dynamo=False, opset_version=OPSET,
+            input_names=["frames", "lengths"], output_names=["feats"],
+            dynamic_axes={"frames": {0: "batch", 1: "seq_len"}, "lengths": {0: "batch"},
+                          "feats": {1: "batch", 2: "seq_len"}},
+        )  # fmt: skip
+    return stream.getvalue()
+
+
+def to_torchscript(model: APCModel) -> bytes:
+    """The feature extractor as TorchScript."""
+    stream = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # that torch.export is newer: it writes a recurrent layer for one length
+        torch.jit.save(torch.jit.trace(FeatureExtractor(model).eval(), _example(model)), stream)
+    return stream.getvalue()
+
+
+def to_safetensors(model: APCModel) -> bytes:
+    """The weights under the released names, and the model's configuration as metadata."""
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    return safetensors.torch.save(weights, {"format": "pt", CONFIG_KEY: json.dumps(describe_config(model))})
+
+
+EXPORTS: dict[str, Callable[[APCModel], bytes]] = {
+    ".onnx": to_onnx,
+    ".torchscript": to_torchscript,
+    ".safetensors": to_safetensors,
+}
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="Any that load_pretrained reads.")
+    add("--save", type=Path, required=True, metavar="FILE",
+        help=f"Write this file over any that is there; ends in {', '.join(EXPORTS)}.")  # fmt: skip
+    add("--residual", action=argparse.BooleanOptionalAction, default=None,
+        help="Whether the model has residual connections, where no config.json or file name tells.")  # fmt: skip
+    args = parser.parse_args(arguments)
+    if args.save.suffix not in EXPORTS:
+        parser.error(f"--save must end in {', '.join(EXPORTS)}")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write one file."""
+    args = parse_arguments(arguments)
+    content = EXPORTS[args.save.suffix](load_pretrained(args.checkpoint, residual=args.residual))
+    args.save.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(args.save) as file:
+        file.write(content)
+    print(f"{args.save}: {len(content):,} bytes")
+
+
+if __name__ == "__main__":
+    run_script(main)
