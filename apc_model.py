@@ -147,19 +147,17 @@ class APCModel(nn.Module):
                 model in training mode, whose dropout would make features random.
         """
         self._check_stream(frames, state)
-        is_lstm = self.rnn_config.rnn_type == "lstm"
-        states = [None] * len(self.rnns)  # of each layer, as PyTorch takes and gives it
-        if state is not None:
-            layers = zip(*(part.split(1) for part in state), strict=True)  # of (1, batch, hidden) tensors
-            states = [tuple(parts) if is_lstm else parts[0] for parts in layers]
+        # of each layer: (batch, hidden_size) for each part of the state
+        states = (
+            [None] * len(self.rnns) if state is None else list(zip(*(part.unbind() for part in state), strict=True))
+        )
 
         def run(number: int, frames: torch.Tensor) -> torch.Tensor:
             output, states[number] = run_on(self.rnns[number], frames, states[number])
             return output
 
         feats = torch.stack(list(self._layers(frames.transpose(0, 1), run)))  # (num_layers, n, batch, hidden_size)
-        parts = zip(*states, strict=True) if is_lstm else [states]
-        return feats.transpose(1, 2), tuple(torch.cat(part) for part in parts)
+        return feats.transpose(1, 2), tuple(torch.stack(parts) for parts in zip(*states, strict=True))
 
     def padded_feats(self, frames: torch.Tensor) -> torch.Tensor:
         """The features of whole rows, padding and all, by PyTorch's own layers: what exporters can follow.
@@ -228,8 +226,8 @@ class APCModel(nn.Module):
             yield frames
         for number in range(len(self.rnns)):
             output = run(number, frames)
-            if number < len(self.rnns) - 1:
-                output = F.dropout(output, self.rnn_config.dropout, self.training)
+            if self.training and number < len(self.rnns) - 1:
+                output = F.dropout(output, self.rnn_config.dropout)
             if self._has_residual(number) and frames.size(-1) == output.size(-1):
                 output = output + frames
             frames = output

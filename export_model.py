@@ -5,8 +5,8 @@
 
 The ending says what is written:
 
-    .onnx         ONNX, for onnxruntime and others: inputs `frames` float32 (batch, seq_len, mel_dim) and `lengths` int64
-                  (batch,), any batch and length; output `feats` float32 (num_layers, batch, seq_len, hidden_size)
+    .onnx         ONNX, for onnxruntime and others: inputs `frames` float32 (batch, seq_len, mel_dim) and `lengths`
+                  int64 (batch,), any batch and length; output `feats` float32 (num_layers, batch, seq_len, hidden_size)
     .torchscript  the same function as TorchScript, for LibTorch: torch.jit.load(file)(frames, lengths)
     .safetensors  the weights, with what they do not show as metadata: load_pretrained reads it
 """

@@ -8,7 +8,17 @@ from typing import Any
 from apc_model import APCModel
 from load_pretrained_model import load_pretrained
 
-dependencies = ["torch", "numpy", "tqdm", "kaldi_native_fbank", "kaldiio", "soundfile", "soxr", "simdjson", "safetensors"]
+dependencies = [
+    "torch",
+    "numpy",
+    "tqdm",
+    "kaldi_native_fbank",
+    "kaldiio",
+    "soundfile",
+    "soxr",
+    "simdjson",
+    "safetensors",
+]
 
 
 def apc(checkpoint: str, **options: Any) -> APCModel:

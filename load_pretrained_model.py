@@ -207,9 +207,9 @@ def extract(model: APCModel, source: Source, options: argparse.Namespace, stop: 
           f"{hours:.2f} hours, {speed}")  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Describe a model; extract features where --data is given."""
-    options = parse_options()
+    options = parse_options(arguments)
     reuse_freed_memory()
     device = pick_device(options.device)
     model = load_pretrained(options.checkpoint, device, options.residual)

@@ -73,25 +73,31 @@ def packed_rnn(
 
 
 def run_on(
-    rnn: nn.GRU | nn.LSTM, frames: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
-    """Does what `rnn(frames, hx)` does, where a stream comes a frame at a time with less work around the products.
+    rnn: nn.GRU | nn.LSTM, frames: Tensor, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Moves a layer on by some frames; a single frame with as little work around its matrix products as can be.
 
     oneDNN, which runs a whole LSTM on a CPU, rearranges the weights at every call: three times the work of one step.
 
     Args:
         rnn: one layer, one direction, with biases.
         frames: (n, batch, input_size).
-        hx: the state before them, in PyTorch's form; zeros if None.
+        state: before them, (h,) of a GRU, (h, c) of an LSTM, each (batch, hidden_size); zeros if None.
+
+    Returns:
+        The outputs (n, batch, hidden_size), and the state after them.
     """
-    if hx is None or len(frames) > 1:
-        return rnn(frames, hx)
-    weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0
-    if isinstance(rnn, nn.LSTM):
-        h, c = torch.lstm_cell(frames[0], (hx[0][0], hx[1][0]), *weights)
-        return h.unsqueeze(0), (h.unsqueeze(0), c.unsqueeze(0))
-    h = torch.gru_cell(frames[0], hx[0], *weights).unsqueeze(0)
-    return h, h
+    is_lstm = isinstance(rnn, nn.LSTM)
+    if state is not None and len(frames) == 1:
+        weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0
+        if is_lstm:
+            state = torch.lstm_cell(frames[0], state, *weights)
+        else:
+            state = (torch.gru_cell(frames[0], state[0], *weights),)
+        return state[0].unsqueeze(0), state
+    hx = None if state is None else tuple(part.unsqueeze(0) for part in state)
+    output, hx = rnn(frames, hx if is_lstm or hx is None else hx[0])
+    return output, tuple(part[0] for part in hx) if is_lstm else (hx[0],)
 
 
 def _is_supported(rnn: nn.RNNBase, data: Tensor) -> bool:

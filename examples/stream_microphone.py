@@ -1,0 +1,154 @@
+"""Follow speech live: samples in, APC features out, frame by frame.
+
+    arecord -q -t raw -f S16_LE -c 1 -r 16000 | python examples/stream_microphone.py --checkpoint C --norm_from N
+    python examples/stream_microphone.py --checkpoint C --norm_from N --wav speech.wav
+
+The first listens to a microphone (any program that writes 16 kHz mono 16-bit samples will do; Ctrl-C ends it), the
+second plays a file as if live. N is the normalization.json of the data that the model was trained on; made with
+`prepare_data.py --norm global` it fits any speaker.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
+
+import argparse
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from apc_model import APCModel
+from load_pretrained_model import describe, load_pretrained
+from utils.audio import waveform_blocks
+from utils.command_line import HelpFormatter, positive
+from utils.errors import InputError, run_script
+from utils.files import atomic_write
+from utils.log_mel import NUM_MEL_BINS, SAMPLE_RATE, OnlineLogMel
+from utils.normalization import Normalizer
+from utils.signals import StopRequest
+
+SAMPLE_BYTES = 2  # of the samples on stdin
+SAMPLES_PER_MS = SAMPLE_RATE // 1000
+
+
+def file_pieces(path: Path, piece_samples: int, realtime: bool) -> Iterator[np.ndarray]:
+    """A file's samples (samples,) in small pieces, each no earlier than a microphone would give it."""
+    start, given = time.perf_counter(), 0
+    for block in waveform_blocks(path, resample=True):
+        for piece in np.split(block, range(piece_samples, len(block), piece_samples)):
+            given += len(piece)
+            if realtime:
+                time.sleep(max(0.0, start + given / SAMPLE_RATE - time.perf_counter()))
+            yield piece
+
+
+def stdin_pieces(piece_samples: int) -> Iterator[np.ndarray]:
+    """Samples (samples,) int16 from stdin, as they come."""
+    while piece := sys.stdin.buffer.read(piece_samples * SAMPLE_BYTES):
+        yield np.frombuffer(piece[: len(piece) // SAMPLE_BYTES * SAMPLE_BYTES], "<i2")
+
+
+class Listener:
+    """From samples to features.
+
+    Args:
+        model: in eval mode.
+        normalizer: how log-Mel frames are scaled.
+        speaker: who speaks, where there are statistics for each speaker.
+    """
+
+    def __init__(self, model: APCModel, normalizer: Normalizer, speaker: str = "") -> None:
+        self._model, self._normalizer, self._speaker = model, normalizer, speaker
+        self._log_mel, self._state = OnlineLogMel(), None
+
+    def hear(self, samples: np.ndarray) -> torch.Tensor | None:
+        """The features (num_layers, frames, hidden_size) of the frames that these samples complete, if any."""
+        frames = self._log_mel.accept(samples)  # (frames, 80)
+        if len(frames) == 0:
+            return None
+        frames = self._normalizer.apply(frames, self._speaker)
+        feats, self._state = self._model.stream(torch.from_numpy(frames)[None], self._state)
+        return feats[:, 0]
+
+
+def follow(listener: Listener, pieces: Iterator[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Listen to the end, or until a signal comes.
+
+    Returns:
+        The last layer's features, a piece (frames, hidden_size) after another; and the milliseconds from the moment
+        that a piece's samples were there to its features, (pieces with features,).
+    """
+    features, latencies = [], []
+    with StopRequest() as stop:
+        for samples in pieces:
+            start = time.perf_counter()
+            feats = listener.hear(samples)
+            if feats is not None:
+                latencies.append((time.perf_counter() - start) * 1000)
+                features.append(feats[-1].numpy())
+            if stop.signum is not None:
+                break
+    return features, np.array(latencies)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="C", help="Any that load_pretrained reads.")
+    add("--wav", type=Path, metavar="FILE", help="Play this audio file as if live, instead of reading stdin.")
+    add("--norm_from", type=Path, metavar="N", help="Scale frames by this normalization.json.")
+    add("--speaker", default="", help="Whose mean and variance in it to take, where it has one for each speaker.")
+    add("--piece_ms", type=positive, default=10, metavar="MS", help="Hand over so many milliseconds at a time.")
+    add("--realtime", action=argparse.BooleanOptionalAction, default=True,
+        help="Wait for a file's samples as for a microphone's, or take them as fast as can be.")  # fmt: skip
+    add("--threads", type=positive, default=1, help="Number of CPU threads.")
+    add("--save", type=Path, metavar="FILE", help="Write the last layer's features, (frames, size), to this .npy file.")
+    add("--residual", action=argparse.BooleanOptionalAction, default=None,
+        help="Whether the model has residual connections, where no config.json or file name tells.")  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def make_listener(args: argparse.Namespace, model: APCModel) -> Listener:
+    """A listener that has been warmed up, or an InputError where it could not hear."""
+    if model.mel_dim != NUM_MEL_BINS:
+        raise InputError(f"the model reads frames of {model.mel_dim}, but log-Mel frames have {NUM_MEL_BINS}")
+    normalizer = Normalizer.load(args.norm_from) if args.norm_from else Normalizer("none")
+    if normalizer.mode == "utterance":
+        raise InputError(f"{args.norm_from}: an utterance's own mean and variance are not known before it ends; "
+                         "train on --norm global")  # fmt: skip
+    if normalizer.mode == "speaker":
+        normalizer.statistics_of(args.speaker)
+    Listener(model, Normalizer("none")).hear(np.zeros(SAMPLE_RATE // 10, np.int16))
+    return Listener(model, normalizer, args.speaker)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Listen, and report how long it took."""
+    args = parse_arguments(arguments)
+    torch.set_num_threads(args.threads)
+    model = load_pretrained(args.checkpoint, residual=args.residual)
+    print(f"{args.checkpoint}: {describe(model)}")
+    if not args.norm_from:
+        print("frames are not normalised (--norm_from): right only for a model that was trained on such frames")
+    listener, piece_samples = make_listener(args, model), args.piece_ms * SAMPLES_PER_MS
+    pieces = file_pieces(args.wav, piece_samples, args.realtime) if args.wav else stdin_pieces(piece_samples)
+    features, latencies = follow(listener, pieces)
+    if not features:
+        raise InputError("not one frame: less than 25 ms of sound")
+    frames = sum(map(len, features))
+    if args.save:
+        with atomic_write(args.save) as file:
+            np.save(file, np.concatenate(features))
+    median, late = np.percentile(latencies, [50, 99])
+    print(f"{frames} frames, {args.piece_ms} ms at a time: latency {median:.2f} ms (median), {late:.2f} ms (99th "
+          f"percentile); {latencies.sum() / frames:.2f} ms of work for each frame of 10 ms")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_script(main)
