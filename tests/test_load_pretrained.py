@@ -1,12 +1,15 @@
 """Facts about loading checkpoints and extracting features."""
 
 import argparse
+import io
 import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_prepared
@@ -16,6 +19,8 @@ from datasets import LibriSpeech
 from load_pretrained_model import load_pretrained
 from utils.errors import InputError
 from utils.prepared import load_lengths, load_tensor
+from utils.progress import Progress
+from utils.training_state import training_state
 
 SCRIPT = Path(__file__).parent.parent / "load_pretrained_model.py"
 
@@ -98,6 +103,97 @@ def test_an_s3prl_checkpoint_of_data_parallel_loads(tmp_path):
     }
     torch.save({"model": state, "config": {"residual": True}}, tmp_path / "apc.ckpt")
     torch.testing.assert_close(load_pretrained(tmp_path / "apc.ckpt")(*make_batch()), model(*make_batch()))
+
+
+class Odd:
+    """What a checkpoint's options may hold, and no reader of weights knows."""
+
+
+def test_an_s3prl_checkpoint_loads_whatever_stands_beside_its_weights(tmp_path):
+    """Its optimizer's state, its command line as a Namespace, paths, numpy's numbers."""
+    model, _ = make_models()
+    model(*make_batch())[0].sum().backward()
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.step()
+    state = {
+        name.replace("rnns.", "rnn_layers.").replace("postnet.layer.", "postnet."): value
+        for name, value in model.state_dict().items()
+    }
+    saved = {
+        "Optimizer": optimizer.state_dict(), "Step": 7, "model": state,
+        "Args": argparse.Namespace(expdir=Path("exp"), seed=1, device="cuda", gpu=torch.device("cuda")),
+        "Config": {"model": {"method": "apc", "n_future": 3, "paras": {"residual": True, "num_layers": 3}},
+                   "lr": np.float64(1e-3)},
+    }  # fmt: skip
+    for is_zip in (True, False):
+        torch.save(saved, tmp_path / "apc.ckpt", _use_new_zipfile_serialization=is_zip)
+        loaded = load_pretrained(tmp_path / "apc.ckpt")
+        assert loaded.time_shift == 3 and loaded.rnn_config.residual and loaded.rnn_config.first_residual_layer == 1
+        torch.testing.assert_close(loaded(*make_batch()), model(*make_batch()))
+    del saved["Config"]
+    saved["Args"].residual = False
+    torch.save(saved, tmp_path / "apc.ckpt")
+    assert load_pretrained(tmp_path / "apc.ckpt").rnn_config.residual is False
+    torch.save(saved | {"Args": Odd()}, tmp_path / "apc.ckpt")
+    with pytest.raises(InputError, match=r"apc\.ckpt would run code \(test_load_pretrained\.Odd\)"):
+        load_pretrained(tmp_path / "apc.ckpt")
+
+
+def as_pytorch_1_on_cuda(state):
+    """A state dict's file as PyTorch 1.0 wrote it where the tensors were on a GPU."""
+    file = io.BytesIO()
+    torch.save(OrderedDict(state), file, _use_new_zipfile_serialization=False)
+    content = file.getvalue()
+    assert content.count(b"ctorch\nFloatStorage\n") == 1 and b"X\3\0\0\0cpuq" in content
+    content = content.replace(b"ctorch\nFloatStorage\n", b"ctorch.cuda\nFloatStorage\n")
+    return content.replace(b"X\3\0\0\0cpuq", b"X\6\0\0\0cuda:0q")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_released_file_saved_from_a_gpu_loads_on_a_machine_without_one(tmp_path, prefix):
+    model, _ = make_models()
+    path = tmp_path / "bs32-rhl3-rhs9-rd0-adam-res-ts20.pt"
+    path.write_bytes(as_pytorch_1_on_cuda({f"{prefix}{name}": value for name, value in model.state_dict().items()}))
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):  # that is how PyTorch reads it where one is careless
+            torch.load(path, weights_only=True)
+    loaded = load_pretrained(path)
+    assert loaded.time_shift == 20 and next(loaded.parameters()).device.type == "cpu"
+    assert torch.equal(loaded(*make_batch())[1], model(*make_batch())[1])
+
+
+def test_an_explicit_argument_wins_over_the_files_name(tmp_path):
+    model, _ = make_models(residual=False)
+    path = tmp_path / "bs32-rhl3-rhs9-rd0-adam-res-ts20.pt"
+    torch.save(model.state_dict(), path)
+    loaded = load_pretrained(path, residual=False, time_shift=5)
+    assert loaded.time_shift == 5 and torch.equal(loaded(*make_batch())[1], model(*make_batch())[1])
+
+
+def test_a_training_state_is_a_checkpoint_too(tmp_path):
+    model, _ = make_models()
+    model(*make_batch())[0].sum().backward()
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.step()
+    torch.save(training_state(Progress(step=4), model, optimizer), tmp_path / "foo__step_4.state")
+    config = {"experiment_name": "foo", "rnn_residual": True, "time_shift": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_pretrained(tmp_path / "foo__step_4.state")
+    assert loaded.time_shift == 2 and torch.equal(loaded(*make_batch())[1], model(*make_batch())[1])
+
+
+@pytest.mark.parametrize("prenet_layers", [0, 2])
+def test_an_encoder_without_prediction_layer_gives_features_and_says_so_once(tmp_path, prenet_layers):
+    model, _ = make_models(prenet_layers=prenet_layers)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("postnet.")}
+    path = tmp_path / "bs32-rhl3-rhs9-rd0-adam-res-ts3.pt"
+    torch.save(state, path)
+    with pytest.warns(UserWarning, match=r"ts3\.pt has no prediction layer.*predicted is None") as told:
+        loaded = load_pretrained(path)
+    assert len(told) == 1
+    predicted, feats = loaded(*make_batch())
+    assert predicted is None and torch.equal(feats, model(*make_batch())[1])
+    assert set(loaded.state_dict()) == set(state)
 
 
 def test_where_nothing_tells_of_a_residual_the_user_is_asked(tmp_path):

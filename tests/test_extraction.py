@@ -1,0 +1,338 @@
+"""Facts about features of a whole corpus: the same from any source, in any format, batch and length."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import kaldiio
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_prepared
+
+import export_features
+import load_pretrained_model
+import prepare_data
+from apc_model import APCModel
+from load_pretrained_model import load_pretrained
+from utils import RNNConfig, audio
+from utils.errors import InputError
+from utils.feature_files import KaldiArchive, Spool, write_npy, write_pt
+from utils.kaldi_io import scan_archive, write_ark
+from utils.output_directory import OutputDirectory
+from utils.prepared import load_lengths, load_tensor
+
+ROOT = Path(__file__).parent.parent
+AUDIO = ROOT / "librispeech_data" / "sample" / "audio" / "train"
+HIDDEN, LAYERS = 12, 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A model of 80-dim frames."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / f"bs32-rhl{LAYERS}-rhs{HIDDEN}-rd0-adam-res-ts3.pt"
+    torch.save(APCModel(80, None, RNNConfig(80, HIDDEN, LAYERS, 0.0, True)).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def from_audio(tmp_path_factory):
+    """The sample's training audio, prepared."""
+    directory = tmp_path_factory.mktemp("audio") / "prepared"
+    prepare_data.main(
+        ["--librispeech_audio", str(AUDIO), "--save_dir", str(directory), "--num_workers", "0", "--max_seq_len", "800"]
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint, from_audio):
+    """Every layer's features of the prepared audio, one utterance at a time: (layers, frames, hidden) each."""
+    model = load_pretrained(checkpoint)
+    with torch.no_grad():
+        return {
+            utterance: model(load_tensor(from_audio / f"{utterance}.pt")[None, :length], [length])[1][:, 0].numpy()
+            for utterance, length in load_lengths(from_audio).items()
+        }
+
+
+def extract(checkpoint, data, save_dir, *options):
+    """Run the script on one thing or several."""
+    data = data if isinstance(data, list) else [data]
+    load_pretrained_model.main(
+        ["--checkpoint", str(checkpoint), "--data", *map(str, data), "--save_dir", str(save_dir),
+         "--load_data_workers", "0", *map(str, options)]
+    )  # fmt: skip
+    return save_dir
+
+
+def read(directory):
+    """What an extraction wrote, in the order of the source: arrays by utterance."""
+    if (directory / "feats.scp").exists():
+        return {name: np.array(matrix) for name, matrix in kaldiio.load_scp_sequential(str(directory / "feats.scp"))}
+    found = {}
+    for utterance in load_lengths(directory):
+        path = directory / f"{utterance}.pt"
+        is_pt = path.exists()
+        found[utterance] = torch.load(path, weights_only=True).numpy() if is_pt else np.load(path.with_suffix(".npy"))
+    assert {file.stem for file in directory.iterdir() if file.suffix in (".pt", ".npy")} == set(found)
+    return found
+
+
+def assert_features(found, expected, atol=1e-5):
+    """The same utterances in the same order, and the same numbers."""
+    assert list(found) == list(expected)
+    for utterance, feats in found.items():
+        assert feats.shape == expected[utterance].shape, utterance
+        np.testing.assert_allclose(feats, expected[utterance], atol=atol, err_msg=utterance)
+
+
+def test_features_are_the_same_from_tensors_archives_and_audio(checkpoint, from_audio, expected, tmp_path):
+    last = {utterance: feats[-1] for utterance, feats in expected.items()}
+    for name in ("f.ark", "f.blogmel.xz"):
+        export_features.main(["--data", str(from_audio), "--save", str(tmp_path / name)])
+    sources = {
+        "prepared": (from_audio,), "ark": (tmp_path / "f.ark",), "scp": (tmp_path / "f.scp",),
+        "blogmel": (tmp_path / "f.blogmel.xz",), "audio": (AUDIO,), "workers": (AUDIO, "--load_data_workers", 2),
+        "known speakers": (AUDIO, "--norm_from", from_audio),
+    }  # fmt: skip
+    for name, (data, *options) in sources.items():
+        assert_features(read(extract(checkpoint, data, tmp_path / name, *options)), last)
+    assert (tmp_path / "audio" / "normalization.json").exists()
+
+
+def test_several_archives_are_one_corpus_and_an_id_in_two_of_them_is_refused(
+    checkpoint, from_audio, expected, tmp_path
+):
+    frames = {name: load_tensor(from_audio / f"{name}.pt")[:n].numpy() for name, n in load_lengths(from_audio).items()}
+    first, *rest = frames
+    write_ark(tmp_path / "a.ark", [(first, frames[first])])
+    write_ark(tmp_path / "b.ark", [(name, frames[name]) for name in rest])
+    found = read(extract(checkpoint, [tmp_path / "a.ark", tmp_path / "b.ark"], tmp_path / "out"))
+    assert_features(found, {name: feats[-1] for name, feats in expected.items()})
+    twice = [tmp_path / "a.ark", tmp_path / "b.ark", tmp_path / "a.scp"]
+    with pytest.raises(InputError, match=rf"a\.scp:1.*{first}.*stands twice: first at .*a\.ark"):
+        extract(checkpoint, twice, tmp_path / "twice")
+    extract(checkpoint, twice, tmp_path / "skip", "--on_error", "skip")
+    assert (tmp_path / "skip" / "skipped.txt").read_text().count("\n") == 1
+    assert_features(read(tmp_path / "skip"), found)
+
+
+LAYER_OF = {"0": lambda feats: feats[0], "-1": lambda feats: feats[-1], "all": lambda feats: feats,
+            "mean": lambda feats: feats.mean(0)}  # fmt: skip
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("form", ["pt", "npy", "ark"])
+def test_every_format_holds_the_same_numbers(form, half, checkpoint, from_audio, expected, tmp_path):
+    for layer, pick in LAYER_OF.items():
+        options = ["--format", form, "--layer", layer, *(["--half"] if half else [])]
+        found = read(extract(checkpoint, from_audio, tmp_path / layer, *options))
+        wanted = {name: pick(feats) for name, feats in expected.items()}
+        if form == "ark" and layer == "all":  # layers stand side by side
+            wanted = {name: np.concatenate(list(feats), axis=1) for name, feats in wanted.items()}
+        assert {x.dtype for x in found.values()} == {np.dtype(np.float16 if half and form != "ark" else np.float32)}
+        assert_features(found, wanted, atol=2e-3 if half else 1e-5)
+
+
+def test_what_is_written_piece_by_piece_is_what_torch_and_numpy_would_write(tmp_path):
+    features = np.random.default_rng(0).normal(size=(2, 9000, 300)).astype(np.float32)  # more than is kept in memory
+    spool = Spool(tmp_path, 2, 300, np.float32)
+    for start in range(0, 9000, 700):
+        spool.append(features[:, start : start + 700])
+    for path, write in ((tmp_path / "x.pt", write_pt), (tmp_path / "x.npy", write_npy)):
+        with path.open("wb") as file:
+            write(file, spool, features.shape)
+    spool.close()
+    assert np.array_equal(load_tensor(tmp_path / "x.pt", dims=3).numpy(), features)
+    assert np.array_equal(torch.load(tmp_path / "x.pt", weights_only=True, mmap=True).numpy(), features)
+    assert np.array_equal(np.load(tmp_path / "x.npy", mmap_mode="r"), features)
+    np.save(tmp_path / "theirs.npy", features)
+    assert (tmp_path / "theirs.npy").read_bytes() == (tmp_path / "x.npy").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs.npy", "x.npy", "x.pt"]
+
+
+def test_an_archive_of_16_bits_is_half_as_large_and_read_by_others_and_here(checkpoint, from_audio, tmp_path):
+    sizes = {}
+    for options in ((), ("--half",)):
+        out = extract(checkpoint, from_audio, tmp_path / f"o{len(options)}", "--format", "ark", *options)
+        sizes[len(options)] = (out / "feats.ark").stat().st_size
+        ours = {found.utterance: found.load() for found in scan_archive(out / "feats.scp")}
+        assert_features(ours, read(out), atol=0)
+    assert sizes[1] < 0.52 * sizes[0]
+
+
+@pytest.mark.parametrize("options", [
+    ("--batch_size", 1), ("--batch_size", 3), ("--chunk", 1), ("--chunk", 100, "--batch_size", 2), ("--chunk", 5000),
+])  # fmt: skip
+def test_features_do_not_depend_on_the_batch_or_the_pieces_they_were_computed_in(options, checkpoint, tmp_path):
+    lengths = [40, 3, 17, 25, 8, 1, 33, 12, 20, 5, 40, 40]
+    prepared = make_prepared(tmp_path / "prepared", lengths, mel_dim=80)
+    model = load_pretrained(checkpoint)
+    with torch.no_grad():
+        expected = {
+            utterance: model(load_tensor(prepared / f"{utterance}.pt")[None, :length], [length])[1][-1, 0].numpy()
+            for utterance, length in load_lengths(prepared).items()
+        }
+    assert_features(read(extract(checkpoint, prepared, tmp_path / "out", *options)), expected)
+
+
+@pytest.mark.parametrize("norm", ["speaker", "utterance", "none"])
+def test_a_long_recording_read_piece_by_piece_has_the_features_of_one_read_whole(
+    norm, checkpoint, tmp_path, monkeypatch
+):
+    (tmp_path / "audio").mkdir()
+    samples, _ = soundfile.read(next(AUDIO.glob("*.flac")), dtype="int16")
+    soundfile.write(tmp_path / "audio" / "long.wav", samples[: 16000 * 4], 16000)
+    soundfile.write(tmp_path / "audio" / "other.wav", samples[: 16000 * 3], 22050)  # resampled
+    options = ["--norm", norm, "--resample"]
+    whole = read(extract(checkpoint, tmp_path / "audio", tmp_path / "whole", *options))
+    monkeypatch.setattr(audio, "LONG_SECONDS", 1)
+    monkeypatch.setattr(audio, "BLOCK_VALUES", 7001)
+    pieces = read(extract(checkpoint, tmp_path / "audio", tmp_path / "pieces", *options, "--chunk", 33))
+    assert_features(pieces, whole, atol=1e-4)
+
+
+def test_a_long_recording_that_is_cut_off_is_left_out_and_its_batch_is_whole(checkpoint, tmp_path, monkeypatch):
+    corpus = tmp_path / "audio"
+    corpus.mkdir()
+    for path in AUDIO.glob("*.flac"):
+        (corpus / path.name).write_bytes(path.read_bytes())
+    bad = sorted(corpus.iterdir())[1]
+    bad.write_bytes(bad.read_bytes()[:-20000])
+    monkeypatch.setattr(audio, "LONG_SECONDS", 1)
+    options = ["--norm", "none", "--chunk", 50]
+    with pytest.raises(InputError, match=rf"{bad.name}: utterance {bad.stem}: .*cut off.*--on_error skip"):
+        extract(checkpoint, corpus, tmp_path / "stop", *options)
+    found = read(extract(checkpoint, corpus, tmp_path / "skip", *options, "--on_error", "skip"))
+    assert bad.stem in (tmp_path / "skip" / "skipped.txt").read_text() and bad.stem not in found
+    assert len(found) == 3
+    bad.unlink()
+    assert_features(found, read(extract(checkpoint, corpus, tmp_path / "without", *options)))
+
+
+def test_a_bad_utterance_stops_or_is_listed(checkpoint, tmp_path):
+    good, bad = np.ones((3, 80), np.float32), np.full((3, 80), np.nan, np.float32)
+    write_ark(tmp_path / "f.ark", [("a-1-1", good), ("b-1-1", bad), ("c-1-1", good[:, :40]), ("d-1-1", good)])
+    with pytest.raises(InputError, match=r"b-1-1.*NaN.*--on_error skip"):
+        extract(checkpoint, tmp_path / "f.ark", tmp_path / "out")
+    assert not (tmp_path / "out" / "lengths.pkl").exists()
+    extract(checkpoint, tmp_path / "f.ark", tmp_path / "out", "--on_error", "skip")
+    assert list(read(tmp_path / "out")) == ["a-1-1", "d-1-1"]
+    told = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
+    assert "NaN" in told[0] and "c-1-1: frames of size 40, but the model reads 80" in told[1]
+
+
+def test_another_job_is_refused_and_overwrites_when_told(checkpoint, from_audio, tmp_path):
+    out = extract(checkpoint, from_audio, tmp_path / "out")
+    before = read(out)
+    for change, message in (
+        (["--format", "npy"], "format pt, not npy"), (["--layer", "0"], "layer -1, not 0"),
+        (["--half"], "half False, not True"), (["--no-residual"], "residual True, not False"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=rf"was made with {message}; give another directory, or --overwrite"):
+            extract(checkpoint, from_audio, out, *change)
+    assert_features(read(out), before, atol=0)
+    extract(checkpoint, from_audio, out, "--format", "npy", "--overwrite")
+    assert not list(out.glob("*.pt"))
+    assert_features(read(out), before)
+    extract(checkpoint, from_audio, out, "--format", "ark", "--overwrite")
+    assert_features(read(out), before)
+    assert {path.name for path in out.glob("[!.]*")} == {"feats.ark", "feats.scp", "lengths.pkl", "made_from.json"}
+    extract(checkpoint, from_audio, out, "--overwrite")
+    assert not list(out.glob("feats*"))
+
+
+def test_a_complete_directory_is_left_as_it_is(checkpoint, from_audio, tmp_path, capsys):
+    for form in ("pt", "ark"):
+        out = extract(checkpoint, from_audio, tmp_path / form, "--format", form)
+        before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
+        extract(checkpoint, from_audio, out, "--format", form)
+        assert "was complete before" in capsys.readouterr().out
+        assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("options, message", [
+    (("--layer", "7"), "--layer 7: give all, mean, or a number from -3 to 2"),
+    (("--norm", "none", "--norm_from", "x"), "exclude each other"),
+    (("--resample",), "are for audio"), (("--norm_from", "x"), "x does not exist"),
+])  # fmt: skip
+def test_options_that_make_no_sense_touch_nothing(options, message, checkpoint, from_audio, tmp_path):
+    with pytest.raises(InputError, match=message):
+        extract(checkpoint, from_audio, tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_data_of_the_model_touches_nothing(checkpoint, from_audio, prepared, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.ark").write_bytes(b"")
+    write_ark(tmp_path / "narrow.ark", [("a", np.ones((3, 40), np.float32))])
+    for data, message in (
+        (prepared, "has frames of 6 but the model reads 80"), (tmp_path / "narrow.ark", "has frames of 40 but"),
+        (tmp_path / "none", "none does not exist"), (tmp_path / "empty", "holds no audio"),
+        ([from_audio, AUDIO], "give one directory"), (tmp_path / "empty.ark", "no utterance"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            extract(checkpoint, data, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"an \.scp cannot name"):
+        extract(checkpoint, from_audio, tmp_path / "out [1]", "--format", "ark")
+
+
+def filled_archive(directory):
+    """An archive of two utterances that is not whole."""
+    with OutputDirectory(directory, {}) as out:
+        archive = KaldiArchive(out, half=False)
+        for number, utterance in enumerate(("a", "b")):
+            spool = archive.spool(1, 2)
+            spool.append(np.full((1, 3, 2), number, np.float32))
+            out.record(utterance, **archive.save(utterance, spool))
+        archive.close()
+
+
+@pytest.mark.parametrize("change, left", [
+    (lambda content: content + b"c \0BFM half of", ["a", "b"]), (lambda content: content[:-1], ["a"]),
+    (lambda content: b"", []), (lambda content: content, ["a", "b"]),
+])  # fmt: skip
+def test_an_archive_goes_on_behind_what_is_surely_in_it(change, left, tmp_path):
+    filled_archive(tmp_path)
+    path = tmp_path / "feats.ark.partial"
+    path.write_bytes(change(path.read_bytes()))
+    with OutputDirectory(tmp_path, {}) as out:
+        archive = KaldiArchive(out, half=False)
+        assert [utterance for utterance in ("a", "b") if archive.has(utterance)] == left
+        assert len(path.read_bytes()) == max((facts["end"] for facts in out.done.values()), default=0)
+        archive.finish(left)
+        archive.close()
+    assert [name for name, _ in kaldiio.load_ark(str(tmp_path / "feats.ark"))] == left
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+import load_pretrained_model
+load_pretrained_model.main(sys.argv[1:])
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def test_ten_minutes_take_the_memory_of_one(tmp_path):
+    """Samples, frames and features of ten minutes together are 80 MB."""
+    torch.manual_seed(0)
+    path = tmp_path / "bs32-rhl1-rhs64-rd0-adam-res-ts3.pt"
+    torch.save(APCModel(80, None, RNNConfig(80, 64, 1, 0.0, True)).state_dict(), path)
+    noise = np.random.default_rng(0).normal(0, 1000, 16000 * 60).astype(np.int16)
+    peaks = []
+    for minutes in (1, 10):
+        corpus = tmp_path / f"corpus{minutes}"
+        corpus.mkdir()
+        soundfile.write(corpus / "a.wav", np.tile(noise, minutes), 16000)
+        arguments = ["--checkpoint", path, "--data", corpus, "--save_dir", tmp_path / f"out{minutes}"]
+        command = [sys.executable, "-c", MEASURE, *arguments, "--load_data_workers", 0, "--norm", "global"]
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+        assert result.returncode == 0, result.stderr
+        peaks.append(int(result.stdout.split()[-1]) / 1024)
+    assert load_lengths(tmp_path / "out10") == {"a": 60 * 1000 - 2}
+    assert peaks[1] < peaks[0] + 20, peaks
