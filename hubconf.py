@@ -3,10 +3,16 @@
 model = torch.hub.load("path/to/this/repository", "apc", source="local", checkpoint="foo__epoch_100.model")
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
-from apc_model import APCModel
-from load_pretrained_model import load_pretrained
+_utils = sys.modules.get("utils")  # a name that others use, too
+if _utils is not None and Path(__file__).parent not in Path(getattr(_utils, "__file__", None) or "/").parents:
+    raise ImportError(f"another package named utils is loaded ({_utils}): load this repository before it")
+
+from apc_model import APCModel  # noqa: E402
+from load_pretrained_model import load_pretrained  # noqa: E402
 
 dependencies = [
     "torch",

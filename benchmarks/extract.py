@@ -5,11 +5,23 @@
 Extraction is the model's forward without gradients, to predictions and the features of every layer. Variants: this
 project; PyTorch's layers over packed sequences, padded and packed again in between; PyTorch's layers on one
 utterance at a time.
+
+Below the table: seconds of work for each second of speech (real-time factor) for batches of 1 and 32; the latency of
+`stream` on one core; and what load_pretrained_model.py takes as a whole, from a WAV file to features, for a minute and
+for --hours of one recording.
 """
 
 import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import soundfile
 import torch
 from common import (
     MEL_DIM,
@@ -26,13 +38,17 @@ from common import (
     with_default_allocation,
 )
 
+from utils.log_mel import FRAMES_PER_SECOND, SAMPLE_RATE
+
 OURS, PACKED, ONE_BY_ONE = "this project", "packed", "one file at a time"
+SCRIPT = Path(__file__).resolve().parent.parent / "load_pretrained_model.py"
+BATCHES, FRAMES_A_CALL, STREAMED_FRAMES, WARM_UP_CALLS = (1, 32), (1, 10, 100), 3000, 5
 COLUMNS = ("seconds", "frames_per_second", "times_slower", "share_of_ceiling", "peak_memory_mb")
 MEMORY_LIMIT_SECONDS = 300
 
 
 def main() -> None:
-    options = parse_options(__doc__.splitlines()[0], 1600)
+    options = parse_options(__doc__.splitlines()[0], 1600, add_options)
     if options.memory_of:
         report_memory_of(make_extraction(options.memory_of, options))
         return
@@ -53,7 +69,30 @@ def main() -> None:
             "peak_memory_mb": peak_memory_mb(name, MEMORY_LIMIT_SECONDS)[0],
             "notes": [],
         }
+    results["real_time_factor"] = {batch: real_time_factor(options, batch) for batch in BATCHES}
+    results["recording"] = {minutes: recording(options, minutes) for minutes in (1, round(60 * options.hours))}
+    results["stream_ms"] = {frames: stream_latency(options, frames) for frames in FRAMES_A_CALL}
     report(options, "extraction", COLUMNS, results)
+    if not options.json:
+        report_more(results)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark alone."""
+    parser.add_argument("--hours", type=float, default=2, help="Length of the long recording.")
+
+
+def report_more(results: dict) -> None:
+    """Prints what the table does not hold."""
+    for batch, factor in results["real_time_factor"].items():
+        print(f"real-time factor, batch of {batch}: {factor:.5f} ({1 / factor:,.0f} times real time)")
+    for frames, (median, late) in results["stream_ms"].items():
+        print(f"stream, {frames} frames a call, one core: {median:.2f} ms (median), {late:.2f} ms (99th percentile), "
+              f"{median / frames:.2f} ms a frame")  # fmt: skip
+    for minutes, (peak, seconds) in results["recording"].items():
+        print(
+            f"load_pretrained_model.py on a WAV file of {minutes} minutes: {peak:,.0f} MB at its peak, {seconds:.0f} s"
+        )
 
 
 def make_extraction(variant: str, options: argparse.Namespace) -> Callable[[], object]:
@@ -72,6 +111,48 @@ def make_extraction(variant: str, options: argparse.Namespace) -> Callable[[], o
         return [model(frames[None, :length], None) for frames, length in zip(inputs, lengths, strict=True)]
 
     return extract if variant == OURS else with_default_allocation(extract)
+
+
+def real_time_factor(options: argparse.Namespace, batch_size: int) -> float:
+    """Seconds of work for each second of speech, from log-Mel frames in memory to features in memory."""
+    options = argparse.Namespace(**vars(options) | {"batch_size": batch_size})
+    seconds = interleaved_seconds({OURS: make_extraction(OURS, options)}, options.repeats)[OURS]
+    return seconds * FRAMES_PER_SECOND / int(make_lengths(options, options.seq_len).sum())
+
+
+def stream_latency(options: argparse.Namespace, frames: int) -> tuple[float, float]:
+    """Milliseconds of a call of `stream` with so many frames, on one core: the median and the 99th percentile."""
+    model, inputs, state = make_model(options).eval(), torch.randn(1, frames, MEL_DIM), None
+    torch.set_num_threads(1)
+    milliseconds = []
+    for _ in range(WARM_UP_CALLS + STREAMED_FRAMES // frames):
+        start = time.perf_counter()
+        _, state = model.stream(inputs, state)
+        milliseconds.append(1000 * (time.perf_counter() - start))
+    torch.set_num_threads(options.threads)
+    median, late = np.percentile(milliseconds[WARM_UP_CALLS:], [50, 99])
+    return float(median), float(late)
+
+
+def recording(options: argparse.Namespace, minutes: int) -> tuple[float, float]:
+    """Peak memory in MB and seconds of load_pretrained_model.py, from a WAV file of so many minutes to a .pt file."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "audio").mkdir()
+        noise = np.random.default_rng(0).normal(0, 1000, 60 * SAMPLE_RATE).astype(np.int16)
+        with soundfile.SoundFile(root / "audio" / "a.wav", "w", SAMPLE_RATE, 1) as file:
+            for _ in range(minutes):
+                file.write(noise)
+        torch.save(make_model(options).state_dict(), root / "model.pt")
+        command = [sys.executable, SCRIPT, "--checkpoint", root / "model.pt", "--residual", "--data", root / "audio",
+                   "--save_dir", root / "features", "--load_data_workers", "0", "--device", "cpu"]  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise RuntimeError(f"{SCRIPT.name} ended with {os.waitstatus_to_exitcode(status)}")
+        return usage.ru_maxrss / 1024, time.perf_counter() - start
 
 
 if __name__ == "__main__":
