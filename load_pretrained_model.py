@@ -212,6 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
     reuse_freed_memory()
     device = pick_device(options.device)
+    warnings.filterwarnings("ignore", ".* has no prediction layer")  # the description says so
     model = load_pretrained(options.checkpoint, device, options.residual)
     print(f"{options.checkpoint}: {describe(model)}")
     if not options.data:

@@ -139,6 +139,21 @@ def test_the_same_without_gradients_and_without_a_graph(rnn_class):
 
 
 @RNN_CLASSES
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("case", ["one utterance", "one frame"])
+def test_one_sequence_without_gradients_is_the_same_too(rnn_class, batch_first, case):
+    lengths, input_size, hidden = CASES[case]
+    rnn, inputs, state = make_inputs(rnn_class, lengths, input_size, hidden)
+    rnn.batch_first = batch_first
+    for initial in (state, None):
+        with torch.no_grad():
+            output, final = packed_rnn(rnn, pack(inputs, lengths), initial)
+            expected, expected_final = rnn(pack(inputs, lengths), initial)
+        assert output.batch_sizes.equal(expected.batch_sizes)
+        assert_same([output.data, *flat(final)], [expected.data, *flat(expected_final)], 2e-6)
+
+
+@RNN_CLASSES
 def test_a_frozen_layer_on_plain_input_has_no_graph(rnn_class):
     rnn, inputs, _ = make_inputs(rnn_class, [3, 2], 3, 4)
     rnn.requires_grad_(False)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
+from safetensors.torch import load as load_safetensors
 
 from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
 from utils.errors import InputError, one_line
@@ -93,7 +93,7 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """A state dict, and the configuration that export_model.py put into the file."""
     content = read_bytes(path)
     try:
-        weights = safetensors.torch.load(content)
+        weights = load_safetensors(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         config = json.loads(header.get("__metadata__", {}).get(CONFIG_KEY, "{}"))
     except Exception as error:  # safetensors' own, or of damaged JSON

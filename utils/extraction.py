@@ -92,7 +92,7 @@ class Extraction:
         out: the directory, open.
         files: where features go in it.
         options: what is asked for.
-        stop: looked at after each piece of a batch.
+        stop: looked at after each utterance that is read and each piece of a batch.
 
     Attributes:
         frames, seconds: computed in this run, and the time it took.
@@ -152,6 +152,7 @@ class Extraction:
         results = ordered_map(_load_unless_done, jobs, self.options.num_workers)
         with contextlib.closing(results):
             for (utterance, is_done), loaded in results:
+                self.stop.check()
                 if is_done:
                     facts = self.out.done[utterance.utterance]
                     loaded = Loaded(None, facts["length"])
@@ -198,7 +199,7 @@ class Extraction:
         if utterance in self._broken or self.files.has(utterance):
             return
         place = self.files.save(utterance, spool)
-        is_long = member.utterance.long_frames() is not None
+        is_long = member.loaded.frames is None
         self.out.record(utterance, frames=spool.frames, length=member.loaded.length, is_long=is_long, **place)
 
     @torch.no_grad()

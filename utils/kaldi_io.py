@@ -289,18 +289,15 @@ def append_matrix(
     blocks: Iterable[np.ndarray],
     span: tuple[float, float] | None = None,
 ) -> int:
-    """Append an utterance to a binary archive.
+    """Append an utterance to a binary archive. Returns where its matrix stands, for the .scp.
 
     Args:
         file: the archive, at its end.
         utterance: its id.
         shape: (frames, size).
         blocks: its frames, (some frames, size) each, one after another.
-        span: their lowest and highest number, to store 16 bits a number in equal steps between them (Kaldi's CM2);
-            None for float32.
-
-    Returns:
-        Where the matrix stands, for the .scp.
+        span: None for float32; else their lowest and highest number, and 16 bits a number are stored, in equal steps
+            between these (Kaldi's CM2).
     """
     _check_exportable(utterance)
     file.write(f"{utterance} ".encode())

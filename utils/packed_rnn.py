@@ -60,8 +60,9 @@ def packed_rnn(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         output, *state = _PackedRNN.apply(cell, sizes, *tensors)
     elif sizes[0] == 1:  # a product with one row gains nothing from what is done here
-        output, final = rnn(data.unsqueeze(1), hx)
-        return PackedSequence(output.squeeze(1), batch_sizes, sorted_indices, unsorted_indices), final
+        batch_dim = 0 if rnn.batch_first else 1
+        output, final = rnn(data.unsqueeze(batch_dim), hx)
+        return PackedSequence(output.squeeze(batch_dim), batch_sizes, sorted_indices, unsorted_indices), final
     else:
         output, state, _ = _forward(cell, sizes, *tensors, keep_gates=False)
 

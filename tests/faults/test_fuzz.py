@@ -18,6 +18,7 @@ from limits import MIB, memory_limit, time_limit
 
 import prepare_data
 from apc_model import APCModel
+from export_model import to_safetensors
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.errors import InputError
@@ -178,6 +179,7 @@ KINDS = {
     "legacy/a.pt": Kind(write_legacy, load_tensor, is_tensor),
     "foo.dir/foo__epoch_1.model": Kind(write_model, load_pretrained, same_model),
     "legacy/foo__epoch_1.model": Kind(functools.partial(write_model, is_zip=False), load_pretrained, is_model),
+    "a.safetensors": Kind(lambda path: path.write_bytes(to_safetensors(model())), load_pretrained, is_model),
     "foo.dir/foo__step_7.state": Kind(write_state, read_state, same),
     "foo.dir/config.json": Kind(lambda path: path.write_text(json.dumps(CONFIG)), read_experiment, same),
     "beside/config.json": Kind(lambda path: path.write_text(json.dumps(CONFIG)), read_beside_model, is_model),
