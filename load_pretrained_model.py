@@ -140,12 +140,13 @@ def check_frame_size(source: Source, model: APCModel) -> None:
         raise InputError(f"{where} has frames of {size} but the model reads {model.mel_dim}")
 
 
-def describe_job(options: argparse.Namespace, model: APCModel, source: Source, norm: dict[str, Any]) -> dict[str, Any]:
+def describe_job(options: argparse.Namespace, model: APCModel, source: Source, norm: dict[str, str]) -> dict[str, Any]:
     """What decides the features: a directory is only ever continued by the same job."""
     return {
         "checkpoint": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
         "residual": model.rnn_config.residual,
-        "data": source.describe() | norm,
+        "data": source.describe(),
+        **norm,
         "layer": options.layer,
         "format": options.format,
         "half": options.half,
@@ -182,9 +183,9 @@ def extract(model: APCModel, source: Source, options: argparse.Namespace, stop: 
     """
     norm = choose_norm(options, isinstance(source, AudioSource))
     speakers = choose_speakers(options, source, norm)
-    scaling = {"norm": Normalizer.load(options.norm_from).digest() if options.norm_from else norm}
+    scaling = {"data_norm": Normalizer.load(options.norm_from).digest() if options.norm_from else norm}
     if norm == "speaker" or options.norm_from:
-        scaling["speakers"] = speakers.digest()
+        scaling["data_speakers"] = speakers.digest()
     made_from = describe_job(options, model, source, scaling)
     suffix = SUFFIXES[:1] if options.format == "pt" else SUFFIXES[::-1]
     extra_files = (NORMALIZATION_FILE, ARK, SCP, PARTIAL_ARK)

@@ -211,7 +211,8 @@ def test_another_job_is_refused_and_overwrites_when_told(checkpoint, from_audio,
     before = read(out)
     for change, message in (
         (["--format", "npy"], "format pt, not npy"), (["--layer", "0"], "layer -1, not 0"),
-        (["--half"], "half False, not True"), (["--no-residual"], "residual True, not False"),
+        (["--half"], "half False, not True"), (["--norm", "speaker"], "data_norm none, not speaker"),
+        (["--no-residual"], "residual True, not False"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=rf"was made with {message}; give another directory, or --overwrite"):
             extract(checkpoint, from_audio, out, *change)
@@ -253,7 +254,9 @@ def test_what_is_no_data_of_the_model_touches_nothing(checkpoint, from_audio, pr
     for data, message in (
         (prepared, "has frames of 6 but the model reads 80"), (tmp_path / "narrow.ark", "has frames of 40 but"),
         (tmp_path / "none", "none does not exist"), (tmp_path / "empty", "holds no audio"),
-        ([from_audio, AUDIO], "give one directory"), (tmp_path / "empty.ark", "no utterance"),
+        ([from_audio, AUDIO], "give one directory"),
+        (next(AUDIO.glob("*.flac")), "give the directory that holds it"),
+        (tmp_path / "empty.ark", "no utterance"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             extract(checkpoint, data, tmp_path / "out")

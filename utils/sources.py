@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.audio import AudioUtterance, find_audio
+from utils.audio import AUDIO_SUFFIXES, AudioUtterance, find_audio
 from utils.byte_reader import open_regular
 from utils.errors import InputError
 from utils.kaldi_io import check_no_command, scan_archive
@@ -133,6 +133,8 @@ def find_source(paths: list[Path], channel: int | None = None, resample: bool = 
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist")
+        if path.is_file() and path.suffix.lower() in AUDIO_SUFFIXES:
+            raise InputError(f"{path} is an audio file: give the directory that holds it")
     if not any(path.is_dir() for path in paths):
         return ArchiveSource(paths)
     if len(paths) > 1:
