@@ -147,10 +147,9 @@ class APCModel(nn.Module):
                 model in training mode, whose dropout would make features random.
         """
         self._check_stream(frames, state)
-        # of each layer: (batch, hidden_size) for each part of the state
-        states = (
-            [None] * len(self.rnns) if state is None else list(zip(*(part.unbind() for part in state), strict=True))
-        )
+        states = [None] * len(self.rnns)  # of each layer; of each part of the state (batch, hidden_size)
+        if state is not None:
+            states = list(zip(*(part.unbind() for part in state), strict=True))
 
         def run(number: int, frames: torch.Tensor) -> torch.Tensor:
             output, states[number] = run_on(self.rnns[number], frames, states[number])

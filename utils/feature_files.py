@@ -160,19 +160,20 @@ class KaldiArchive:
     Kaldi has no float16: `half` stores its 16 bits a number (CM2). An utterance is appended, flushed to the disk, and
     then recorded with its place; what a killed job wrote behind the last recorded one is cut off. The archive has
     another name until it is whole.
+
+    Args:
+        out: the directory, not complete.
+        half: 16 bits a number.
     """
 
     def __init__(self, out: OutputDirectory, half: bool) -> None:
         check_scp_can_name(out.path / ARK)
         self._out, self._half = out, half
         partial, whole = out.path / PARTIAL_ARK, out.path / ARK
-        if whole.exists() and not out.complete:
-            whole.replace(partial)  # a job was killed between the two names
+        if whole.exists():
+            whole.replace(partial)  # a job was killed before the directory was complete
         if partial.is_symlink():
             partial.unlink()  # replaced, not followed
-        if out.complete:
-            self._file = whole.open("rb")
-            return
         self._file = partial.open("r+b" if partial.exists() else "w+b")
         self._forget_what_is_not_there()
 
