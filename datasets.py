@@ -8,18 +8,21 @@ for batch in batches(make_loader(dataset, BatchOrder(dataset.lengths, 32, seed=0
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from utils.batch_order import BatchOrder, deal
 from utils.errors import InputError, one_line
 from utils.prepared import TENSOR_SUFFIX, load_lengths, load_tensor, read_bytes
 from utils.signals import ignore_in_worker
 
+FRAMES_PER_HOUR = 360_000  # of 10 ms
 TOLD_BY = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
-BUCKET_POOL = 50  # batches whose utterances are sorted by length together: large enough to fill, small enough to mix
 
 
 class LibriSpeech(Dataset):
@@ -28,6 +31,9 @@ class LibriSpeech(Dataset):
     Args:
         paths: a prepared directory, or several to be read as one set.
         longer_than: leave out utterances of this many frames or fewer; `left_out` counts them.
+        fraction: how much of what is left to take, of its utterances: 0.1 is every tenth, drawn by `seed`.
+        seed: of that draw, which neither the order of directories nor of utterances changes; of two fractions the
+            smaller one's utterances are among the larger one's.
 
     Attributes:
         files: the .pt file of each utterance.
@@ -35,12 +41,15 @@ class LibriSpeech(Dataset):
         max_seq_len: frames that every utterance is padded to.
         mel_dim: size of a frame.
         left_out: utterances too short to be in the set.
+        not_drawn: utterances left out by `fraction`.
 
     Raises:
         InputError: a directory is damaged or misses a file, or no utterance is left.
     """
 
-    def __init__(self, paths: str | Path | Sequence[str | Path], longer_than: int = 0) -> None:
+    def __init__(
+        self, paths: str | Path | Sequence[str | Path], longer_than: int = 0, fraction: float = 1.0, seed: int = 0
+    ) -> None:
         self.paths = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
         if len({path.resolve() for path in self.paths}) < len(self.paths):
             raise InputError(f"a directory is given twice: {', '.join(map(str, self.paths))}")
@@ -60,7 +69,24 @@ class LibriSpeech(Dataset):
         if not self.files:
             where = ", ".join(map(str, self.paths))
             raise InputError(f"{where}: no utterance of more than {longer_than} frames ({self.left_out} shorter)")
+        self.longer_than, self.fraction, self.seed = longer_than, fraction, seed
+        self.not_drawn = self._draw()
         self.max_seq_len, self.mel_dim = self._sizes()
+
+    def _draw(self) -> int:
+        """Keep a random fraction of the utterances, one at least; returns how many were left out."""
+        before = len(self)
+        draws = [hashlib.sha256(f"{self.seed} {self.utterance(index)}".encode()).digest() for index in range(before)]
+        drawn = sorted(sorted(range(before), key=draws.__getitem__)[: max(1, round(self.fraction * before))])
+        self.files, self.lengths = [self.files[i] for i in drawn], [self.lengths[i] for i in drawn]
+        return before - len(self)
+
+    def splits(self) -> dict[str, list[int]]:
+        """The indices of each directory's utterances, by the directory's name."""
+        found = {path.name: [] for path in self.paths}
+        for index, file in enumerate(self.files):
+            found[file.parent.name].append(index)
+        return {name: indices for name, indices in found.items() if indices}
 
     def _sizes(self) -> tuple[int, int]:
         """The frames that utterances are padded to, and the size of a frame, of all directories alike."""
@@ -90,6 +116,14 @@ class LibriSpeech(Dataset):
         if length > x.size(0):
             raise InputError(f"{self.files[index]} has {x.size(0)} frames but lengths.pkl says {length}")
         return x, length
+
+    def __str__(self) -> str:
+        hours, shorter = (
+            sum(self.lengths) / FRAMES_PER_HOUR,
+            f"{self.left_out} left out (of {self.longer_than} frames or fewer)",
+        )
+        drawn = f", {self.not_drawn} not drawn ({self.fraction:g} are, by seed {self.seed})" if self.not_drawn else ""
+        return f"{len(self)} utterances, {hours:.2f} hours, {shorter}{drawn}, {', '.join(map(str, self.paths))}"
 
     def utterance(self, index: int) -> str:
         """An utterance's id."""
@@ -126,52 +160,6 @@ class Batch(NamedTuple):
     indices: list[int]
 
 
-class BatchOrder(Sampler[list[int]]):
-    """Which utterances make up each batch of an epoch: fixed by the seed and the epoch alone.
-
-    Args:
-        lengths: frames of each utterance.
-        batch_size: utterances a batch.
-        seed: of the order; None for the dataset's own order.
-        bucketing: batch utterances of similar length. Within pools of BUCKET_POOL batches drawn at random, utterances
-            are sorted by length; the order of the batches is random again.
-
-    Attributes:
-        epoch: which epoch's order is given.
-        first_batch: how many batches of it to leave out: those that an interrupted run has done.
-    """
-
-    def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int | None = None, bucketing: bool = False
-    ) -> None:
-        self.lengths = torch.tensor(lengths)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.bucketing = bucketing
-        self.epoch = 0
-        self.first_batch = 0
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return -(-len(self.lengths) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        yield from self._epoch_batches()[self.first_batch :]
-
-    def _epoch_batches(self) -> list[list[int]]:
-        if self.seed is None:
-            order = torch.argsort(self.lengths, stable=True) if self.bucketing else torch.arange(len(self.lengths))
-            return [batch.tolist() for batch in order.split(self.batch_size)]
-        random = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        order = torch.randperm(len(self.lengths), generator=random)
-        if not self.bucketing:
-            return [batch.tolist() for batch in order.split(self.batch_size)]
-        pools = order.split(self.batch_size * BUCKET_POOL)
-        order = torch.cat([pool[torch.argsort(self.lengths[pool], stable=True)] for pool in pools])
-        in_order = order.split(self.batch_size)
-        return [in_order[i].tolist() for i in torch.randperm(len(in_order), generator=random).tolist()]
-
-
 class _Batched(Dataset):
     """A dataset whose items are batches, so that workers read, trim and assemble them."""
 
@@ -185,8 +173,9 @@ class _Batched(Dataset):
             return error  # raised in a worker it would arrive wrapped in a traceback: `batches` raises it
         except OSError as error:
             return InputError(f"{error.filename}: {error.strerror}")
-        lengths = torch.tensor([length for _, length in utterances])  # (batch,)
-        inputs = torch.zeros(len(indices), int(lengths.max()), self.dataset.mel_dim)  # (batch, longest, mel_dim)
+        lengths = torch.tensor([length for _, length in utterances], dtype=torch.int64)  # (batch,)
+        longest = max(lengths.tolist(), default=0)
+        inputs = torch.zeros(len(indices), longest, self.dataset.mel_dim)  # (batch, longest, mel_dim)
         for row, (x, length) in zip(inputs, utterances, strict=True):
             row[:length] = x[:length]
         return Batch(inputs, lengths, indices)
@@ -236,6 +225,37 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
             iterator._shutdown_workers()
 
 
+class Share(NamedTuple):
+    """What one process reads of a batch.
+
+    Attributes:
+        indices: the utterances of the whole batch.
+        parts: this process's share of them, in one batch or several; a part may be empty.
+    """
+
+    indices: list[int]
+    parts: list[Batch]
+
+
+def shares(
+    dataset: LibriSpeech, order: BatchOrder, rank: int, size: int, parts: int, num_workers: int, pin: bool
+) -> Iterator[Share]:
+    """A process's share of each batch, as `batches`.
+
+    Args:
+        dataset: the utterances.
+        order: which of them make up each batch, the same for all processes.
+        rank, size: which process this is, of how many.
+        parts: how many parts it reads its share in.
+        num_workers, pin: as for `make_loader`.
+    """
+    wholes = list(order)
+    mine = [part for whole in wholes for part in deal(whole, dataset.lengths, size * parts)[rank::size]]
+    with closing(batches(make_loader(dataset, mine, num_workers, pin))) as read:
+        for whole in wholes:
+            yield Share(whole, list(islice(read, parts)))
+
+
 def dead_worker(error: Exception) -> InputError:
     """What a user is told when a data loading process has died."""
     told = one_line(error, 200)
@@ -259,7 +279,9 @@ def find_split(root: str | Path, name: str) -> Path:
     return root / fitting[0]
 
 
-def load_split(root: str | Path, names: Sequence[str], mel_dim: int, time_shift: int) -> LibriSpeech:
+def load_split(
+    root: str | Path, names: Sequence[str], mel_dim: int, time_shift: int, fraction: float = 1.0, seed: int = 0
+) -> LibriSpeech:
     """The directories of a split as one set, less the utterances too short to train on.
 
     Args:
@@ -267,11 +289,12 @@ def load_split(root: str | Path, names: Sequence[str], mel_dim: int, time_shift:
         names: their names, or what only theirs start with.
         mel_dim: the size that frames must have.
         time_shift: n, in frames; utterances of n frames or fewer are left out.
+        fraction, seed: how much of it to take, and the seed that draws it.
 
     Raises:
         InputError: a directory is not there or not whole, or its frames have another size.
     """
-    dataset = LibriSpeech([find_split(root, name) for name in names], longer_than=time_shift)
+    dataset = LibriSpeech([find_split(root, name) for name in names], time_shift, fraction, seed)
     if dataset.mel_dim != mel_dim:
         raise InputError(f"{dataset.paths[0]} has frames of {dataset.mel_dim} but --feature_dim is {mel_dim}")
     return dataset

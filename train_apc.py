@@ -4,8 +4,14 @@
     python train_apc.py --rnn_residual --time_shift 3 --experiment_name ts3
     python train_apc.py --rnn_residual --time_shift 3 --experiment_name ts3 --resume
 
+On 8 GPUs of one machine; on 2 machines of 8, the same on both (the first one's address, any free port):
+
+    torchrun --nproc_per_node=8 train_apc.py --rnn_residual --time_shift 3 --experiment_name ts3 --resume
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=ADDRESS:PORT --rdzv_id=ts3 \
+        train_apc.py --rnn_residual --time_shift 3 --experiment_name ts3 --resume
+
 Writes logs/<experiment_name>.dir/ (see utils/experiment.py). Can be killed at any moment: the same command with
---resume goes on and ends with the same weights, bit for bit, on the same machine.
+--resume goes on and ends with the same weights, bit for bit, on the same machine with as many processes.
 """
 
 import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
@@ -13,59 +19,70 @@ import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 import argparse
 import logging
 import math
-import time
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from apc_model import APCModel
-from datasets import Batch, BatchOrder, LibriSpeech, batches, dead_worker, load_split, make_loader
+from datasets import Batch, BatchOrder, LibriSpeech, Share, batches, dead_worker, load_split, make_loader, shares
 from utils import PrenetConfig, RNNConfig
+from utils.checkpoints import load_weights, read_checkpoint
+from utils.distributed import Ranks
 from utils.errors import InputError, Stopped, run_script
-from utils.experiment import Experiment
+from utils.experiment import Bystander, Experiment
 from utils.memory import reuse_freed_memory
-from utils.objective import apc_loss, count_targets
+from utils.objective import Objective
 from utils.optimizers import make_optimizer, step_if_finite
-from utils.options import MAY_CHANGE, parse_training_options, pick_device
-from utils.progress import Progress, Unread
+from utils.options import MAY_CHANGE, may_change, parse_training_options
+from utils.progress import Progress
+from utils.saves import Saves
+from utils.schedules import rate_share
 from utils.signals import StopRequest
-from utils.training_state import restore_training, training_state
+from utils.step_log import StepLog, Unread
+from utils.training_state import seed_step
+from utils.validation import validation_losses
 
 READ_EVERY = {"cpu": 1, "cuda": 50}  # steps between two readings of losses from the device: each one waits for it
 MAX_SKIPPED_IN_A_ROW = 5
-VALIDATION_FRAMES = 100_000  # padded frames in a validation batch: no gradients, so far more than in training
-LINE_EVERY_S = 60  # between lines on progress where there is no terminal for a bar
-FRAMES_PER_HOUR = 360_000  # of 10 ms
 
 log = logging.getLogger("apc")
 
 
 class Trainer:
-    """Trains a model and keeps an experiment's directory up to date with it."""
+    """Trains a model and keeps an experiment's directory up to date with it.
+
+    Every process runs the same code on its share of each batch: what they add up (`ranks.sum`, the gradients) and what
+    they end by (`ranks.in_step`, `ranks.ending`) keeps them alike. Only the first one's experiment is written.
+    """
 
     def __init__(
-        self, options: argparse.Namespace, experiment: Experiment, sets: tuple[LibriSpeech, LibriSpeech]
+        self, options: argparse.Namespace, experiment: Experiment, sets: tuple[LibriSpeech, LibriSpeech], ranks: Ranks
     ) -> None:
-        self.options = options
-        self.experiment = experiment
+        self.options, self.experiment, self.ranks = options, experiment, ranks
         self.train_set, self.val_set = sets
-        self.device = pick_device(options.device)
+        self.device = ranks.device
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             torch.backends.cudnn.allow_tf32 = False  # float32 products, as on a CPU and in the released code's day
         torch.manual_seed(options.seed)
-        self.model = build_model(options).to(self.device)
+        self.model = build_model(options)
+        if options.init_from:
+            checkpoint = read_checkpoint(options.init_from, options.rnn_residual)
+            load_weights(self.model, checkpoint.weights, options.init_from)
+        self.model.to(self.device)
+        self.objective = Objective(self.model, options.time_shift, options.loss, options.precision)
+        nothing = torch.zeros(0, 0, self.model.mel_dim, device=self.device), torch.zeros(0, dtype=torch.int64), 0
+        self.parallel = ranks.parallel(self.objective, *nothing)
         self.optimizer = make_optimizer(options.optimizer, self.model.parameters(), options.learning_rate)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.order = BatchOrder(self.train_set.lengths, options.batch_size, options.seed, options.bucketing)
+        self.total_steps = min(options.epochs * len(self.order), options.max_steps or math.inf)
+        self.steps = StepLog()
+        self.saves = Saves(experiment, ranks, options.save_every, self.model, self.optimizer, self.scaler)
         self.progress = Progress()
-        self.unread: list[Unread] = []
-        self.last_save = self.last_read = self.last_line = time.monotonic()
-        self.last_saved_step = 0
-        self.is_good = True  # whether the weights are worth saving
-        self.bar = tqdm(disable=True)
 
     def run(self, stop: StopRequest) -> None:
         """Train from where the experiment stands to its end, or until a signal comes.
@@ -74,12 +91,11 @@ class Trainer:
             Stopped: a signal came; the state is saved.
             InputError: data are damaged, or a loss is not finite; the last good state is saved.
         """
-        self.restore()
-        self.experiment.open_curves(self.progress.step + 1)
+        self.progress = self.saves.restore()
         if self.progress.step == 0:
             self.experiment.save_weights(self.model, 0)
         if self.is_done():
-            log.info("nothing is left to do: give more --epochs or --max_steps")
+            log.info("nothing is left to do: give more --epochs or --max_steps, or more --patience")
         try:
             while not self.is_done():
                 self.train_epoch(stop)
@@ -95,78 +111,84 @@ class Trainer:
 
     def train_epoch(self, stop: StopRequest) -> None:
         """What is left of an epoch: its batches, validation, checkpoint."""
-        progress = self.progress
-        self.order.epoch, self.order.first_batch = progress.epoch, progress.batch
-        if self.is_out_of_steps():  # a run that was stopped between its last step and the epoch's end
-            self.order.first_batch = len(self.order)
-        loader = make_loader(self.train_set, self.order, self.options.load_data_workers, self.device.type == "cuda")
-        self.last_read = time.monotonic()
-        self.bar = tqdm(total=len(self.order), initial=progress.batch, desc=f"epoch {progress.epoch}", disable=None)
-        with self.bar, closing(batches(loader)) as epoch_batches:
-            for batch in epoch_batches:
+        progress, order, options = self.progress, self.order, self.options
+        steps_left = math.inf if options.max_steps is None else max(options.max_steps - progress.step, 0)
+        order.epoch, order.first_batch = progress.epoch, progress.batch
+        order.end_batch = min(progress.batch + steps_left, len(order))
+        read = shares(self.train_set, order, self.ranks.rank, self.ranks.size, options.grad_accumulation,
+                      options.load_data_workers, self.device.type == "cuda")  # fmt: skip
+        bar = self.steps.start_epoch(progress.epoch, progress.batch, len(order), self.ranks.is_first)
+        with bar, closing(read):
+            for batch in self.ranks.in_step(read, stop):
                 self.train_step(batch)
-                if len(self.unread) >= READ_EVERY[self.device.type]:
+                if len(self.steps.unread) >= READ_EVERY[self.device.type]:
                     self.read_losses()
-                self.bar.update()
-                stop.check()
-                is_last = progress.batch == len(self.order)
-                if self.is_out_of_steps() and not is_last:
-                    break
-                if self.is_save_due() and not is_last:  # the epoch's end saves too, after its points on the curves
+                if self.saves.is_due(progress) and progress.batch < len(order):  # the epoch's end saves too
                     self.read_losses()
-                    self.save()
+                    self.saves.save(progress)
             self.read_losses()
-        if progress.batch == len(self.order):
+        if progress.batch == len(order):
             self.end_epoch(stop)
         else:
             log.info("epoch %d: stopped by --max_steps after %d steps", progress.epoch, progress.step)
-            self.check_weights()
+            self.saves.check_weights(progress)
             self.experiment.save_weights(self.model, progress.epoch)
             progress.closed_at = progress.step
-            self.save()
+            self.saves.save(progress)
 
-    def train_step(self, batch: Batch) -> None:
+    def train_step(self, batch: Share) -> None:
         """One step of the optimizer, left out where the loss or the gradient is not finite."""
-        inputs = batch.inputs.to(self.device, non_blocking=True)  # (batch, longest, mel_dim)
-        loss = self.loss(inputs, batch.lengths, self.train_set.max_seq_len)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        progress = self.progress
+        seed_step(self.options.seed, progress.step, self.ranks.rank)  # dropout
+        lengths = torch.tensor([self.train_set.lengths[index] for index in batch.indices])  # of the whole batch
+        targets = self.objective.count(lengths, self.train_set.max_seq_len)
+        loss = self.compute_gradients(batch.parts, targets)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_thresh)
-        values = torch.stack([loss.detach(), norm])
+        values = torch.stack([loss, norm])
+        learning_rate = self.set_learning_rate()
         step_if_finite(self.optimizer, values)
-        self.progress.step += 1
-        self.progress.batch += 1
-        targets = count_targets(batch.lengths, self.options.time_shift, self.options.loss, self.train_set.max_seq_len)
-        self.unread.append(Unread(self.progress.step, batch.indices, int(batch.lengths.sum()), targets, values))
+        self.scaler.update()
+        progress.step += 1
+        progress.batch += 1
+        frames = int(lengths.sum())
+        self.steps.add(Unread(progress.step, batch.indices, frames, targets, learning_rate, values))
 
-    def loss(self, inputs: torch.Tensor, lengths: torch.Tensor, max_seq_len: int) -> torch.Tensor:
-        """The objective that the options name; inputs (batch, longest, mel_dim), lengths (batch,) on the CPU."""
-        return apc_loss(self.model, inputs, lengths, self.options.time_shift, self.options.loss, max_seq_len)
+    def compute_gradients(self, parts: list[Batch], targets: int) -> torch.Tensor:
+        """The gradients of the mean loss over all target frames of a batch, of which this process has some parts.
+
+        Returns:
+            That mean, a scalar.
+        """
+        max_seq_len, loss = self.train_set.max_seq_len, torch.zeros((), device=self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, part in enumerate(parts, start=1):
+            is_last = number == len(parts) or self.ranks.size == 1
+            with nullcontext() if is_last else self.parallel.no_sync():  # ranks add up their gradients once a step
+                inputs = part.inputs.to(self.device, non_blocking=True)  # (batch, longest, mel_dim)
+                share = self.objective.count(part.lengths, max_seq_len) / targets
+                part_loss = share * self.parallel(inputs, part.lengths, max_seq_len)
+                self.scaler.scale(part_loss * self.ranks.size).backward()  # they take the mean over ranks
+            loss += part_loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        return self.ranks.sum(loss)
+
+    def set_learning_rate(self) -> float:
+        """Set the optimizer's learning rate to that of the step under way, and return it."""
+        options, progress = self.options, self.progress
+        share = rate_share(progress.step, options.lr_schedule, options.warmup_steps, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.learning_rate * progress.rate_scale * share
+        return group["lr"]
 
     def read_losses(self) -> None:
         """Read the losses of the steps since the last reading, add them up and put them on the curves."""
-        if not self.unread:
-            return
-        values = torch.stack([step.values for step in self.unread]).tolist()  # waits for the device, once
-        seconds = time.monotonic() - self.last_read
-        speed = sum(step.frames for step in self.unread) / max(seconds, 1e-9)
-        steps, self.unread = self.unread, []
-        for step, (loss, norm) in zip(steps, values, strict=True):
+        for step, loss, norm in self.steps.read():
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self.leave_out(step, loss, norm)
                 continue
-            self.progress.skipped_in_a_row = 0
-            self.progress.loss_sum += loss * step.targets
-            self.progress.targets += step.targets
-            points = {"loss": loss, "gradient_norm": norm, "learning_rate": self.options.learning_rate}
-            for curve, value in (points | {"frames_per_second": speed}).items():
-                self.experiment.add_point(f"step/{curve}", value, step.step)
-        self.last_read = time.monotonic()
-        self.bar.set_postfix_str(f"loss {values[-1][0]:.4f}, {speed:,.0f} frames/s", refresh=False)
-        if self.bar.disable and self.last_read - self.last_line > LINE_EVERY_S:
-            self.last_line = self.last_read
-            log.info("epoch %d: batch %d of %d, %s", self.progress.epoch, self.progress.batch, len(self.order),
-                     f"loss {values[-1][0]:.4f}, {speed:,.0f} frames/s")  # fmt: skip
+            self.progress.add_loss(loss, step.targets)
+            points = {"loss": loss, "gradient_norm": norm, "learning_rate": step.learning_rate}
+            self.experiment.add_points("step", points | {"frames_per_second": self.steps.speed}, step.step)
 
     def leave_out(self, step: Unread, loss: float, norm: float) -> None:
         """Deal with a step whose loss or gradient was not finite: its update was not made.
@@ -175,118 +197,61 @@ class Trainer:
             InputError: --on_nonfinite stop, or too many in a row.
         """
         progress = self.progress
+        if math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
+            return  # the gradient scaler tried out too large a scale, and has lowered it
         progress.skipped_in_a_row += 1
         names = " ".join(self.train_set.utterance(index) for index in step.indices)
         found = f"step {step.step}: loss {loss}, gradient norm {norm}; its batch: {names}"
         if self.options.on_nonfinite == "skip" and progress.skipped_in_a_row <= MAX_SKIPPED_IN_A_ROW:
             log.warning("left out %s", found)
             return
-        self.is_good = step.step == progress.step  # else later steps were taken on top: the last save stays the last
+        self.saves.is_good = step.step == progress.step  # else later steps came on top: the last save stays the last
         progress.step, progress.batch = progress.step - 1, progress.batch - 1  # resuming meets the batch again
         in_a_row, progress.skipped_in_a_row = progress.skipped_in_a_row, 0
-        raise InputError(f"{found}; left out {in_a_row} in a row, --on_nonfinite skip allows {MAX_SKIPPED_IN_A_ROW}")
+        raise self.ranks.ending(
+            InputError(f"{found}; left out {in_a_row} in a row, --on_nonfinite skip allows {MAX_SKIPPED_IN_A_ROW}")
+        )
 
     def end_epoch(self, stop: StopRequest) -> None:
         """Validate, log, write the epoch's weights and save."""
         progress, epoch = self.progress, self.progress.epoch
-        self.check_weights()
-        val_loss = self.validate(stop)
-        train_loss = progress.loss_sum / max(progress.targets, 1)
-        progress.best_val_loss = min(progress.best_val_loss, val_loss)
-        self.experiment.add_point("epoch/train_loss", train_loss, progress.step)
-        self.experiment.add_point("epoch/val_loss", val_loss, progress.step)
+        self.saves.check_weights(progress)
+        val_losses = self.validate(stop)
+        val_loss, train_loss = val_losses[""], progress.loss_sum / max(progress.targets, 1)
+        if progress.note_validation(val_loss, cuts_rate=self.options.lr_schedule == "plateau"):
+            self.experiment.save_weights(self.model, None)
+        points = {"train_loss": train_loss, "val_loss": val_loss}
+        by_split = {f"val_loss/{split}": loss for split, loss in val_losses.items() if split and len(val_losses) > 2}
+        self.experiment.add_points("epoch", points | by_split, progress.step)
         path = self.experiment.save_weights(self.model, epoch)
         log.info("epoch %d: training loss %.4f, validation loss %.4f (best %.4f), step %d, %s",
                  epoch, train_loss, val_loss, progress.best_val_loss, progress.step, path)  # fmt: skip
-        progress.epoch, progress.batch, progress.loss_sum, progress.targets = epoch + 1, 0, 0.0, 0
-        self.save()
+        if by_split:
+            log.info("epoch %d: %s", epoch, ", ".join(f"{curve} {loss:.4f}" for curve, loss in by_split.items()))
+        progress.next_epoch()
+        if progress.is_out_of_patience(self.options.patience):
+            log.info("no better validation loss since epoch %d: stopped by --patience", progress.best_epoch)
+        self.saves.save(progress)
 
-    @torch.no_grad()
-    def validate(self, stop: StopRequest) -> float:
-        """The loss over the validation set, in the largest batches that fit."""
-        batch_size = max(1, VALIDATION_FRAMES // max(self.val_set.lengths))
-        self.model.eval()
-        try:
-            while True:
-                try:
-                    return self.mean_loss(batch_size, stop)
-                except torch.OutOfMemoryError:
-                    if batch_size == 1:
-                        raise
-                    batch_size //= 2
-        finally:
-            self.model.train()
+    def validate(self, stop: StopRequest) -> dict[str, float]:
+        """The validation loss of each split by name, and of all of them under the name ''."""
 
-    def mean_loss(self, batch_size: int, stop: StopRequest) -> float:
-        """The loss over the validation set in batches of a size."""
-        order = BatchOrder(self.val_set.lengths, batch_size, bucketing=True)
-        loss_sum, targets = torch.zeros((), device=self.device), 0
-        loader = make_loader(self.val_set, order, self.options.load_data_workers, self.device.type == "cuda")
-        with closing(batches(loader)) as val_batches:
-            for batch in val_batches:
-                inputs = batch.inputs.to(self.device, non_blocking=True)
-                max_seq_len = self.val_set.max_seq_len
-                count = count_targets(batch.lengths, self.options.time_shift, self.options.loss, max_seq_len)
-                loss_sum += count * self.loss(inputs, batch.lengths, max_seq_len)
-                targets += count
-                stop.check()
-        if not loss_sum.isfinite():
-            names = [self.val_set.utterance(i) for i, (x, n) in enumerate(self.val_set) if not x[:n].isfinite().all()]
-            raise InputError(
-                f"the validation loss is {loss_sum.item()}; not finite in the data: {' '.join(names) or 'none'}"
-            )
-        return loss_sum.item() / targets
+        def load(order: Iterable[list[int]]) -> Iterator[Batch]:
+            return batches(make_loader(self.val_set, order, self.options.load_data_workers, self.device.type == "cuda"))
 
-    def is_done(self) -> bool:
-        """Whether every epoch, or --max_steps, is reached and its weights are written."""
-        is_closed = self.progress.batch == 0 or self.progress.closed_at == self.progress.step
-        return self.progress.epoch > self.options.epochs or (self.is_out_of_steps() and is_closed)
-
-    def is_out_of_steps(self) -> bool:
-        """Whether --max_steps is reached."""
-        return self.options.max_steps is not None and self.progress.step >= self.options.max_steps
-
-    def is_save_due(self) -> bool:
-        """Whether --save_every has passed since the last save."""
-        steps = self.progress.step - self.last_saved_step
-        return self.options.save_every.is_due(steps, time.monotonic() - self.last_save)
-
-    def check_weights(self) -> None:
-        """Raise InputError where a step has made the weights NaN or infinite."""
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            self.is_good = False
-            raise InputError(f"step {self.progress.step} or one shortly before made the weights NaN or infinite; "
-                             "lower --learning_rate")  # fmt: skip
+        return validation_losses(self.objective, self.val_set, load, self.ranks, stop)
 
     def save_what_is_good(self) -> None:
         """Save at the end of a run that was stopped, unless what is there now is worse than the last save."""
         try:
             self.read_losses()
-        except InputError as error:
+        except InputError as error:  # one that was not read before is not finite
             log.warning("%s", error)
-        if self.is_good:
-            try:
-                self.save()
-            except InputError as error:  # the weights are not finite
-                log.warning("%s", error)
+        self.saves.save_if_good(self.progress)
 
-    def save(self) -> None:
-        """Save all that resuming needs."""
-        self.check_weights()
-        self.experiment.save_state(training_state(self.progress, self.model, self.optimizer), self.progress.step)
-        self.last_save, self.last_saved_step = time.monotonic(), self.progress.step
-
-    def restore(self) -> None:
-        """Take up the experiment's last saved state, if it has one."""
-        state = self.experiment.load_state()
-        if state is None:
-            return
-        try:
-            self.progress = restore_training(state, self.model, self.optimizer)
-        except InputError as error:
-            raise InputError(f"{self.experiment.path}: {error}; --overwrite the experiment") from error
-        self.last_saved_step = self.progress.step
-        log.info("epoch %d, batch %d, step %d", self.progress.epoch, self.progress.batch, self.progress.step)
+    def is_done(self) -> bool:
+        """Whether every epoch, --max_steps or --patience is reached and the weights are written."""
+        return self.progress.is_done(self.options.epochs, self.options.max_steps, self.options.patience)
 
 
 def build_model(options: argparse.Namespace) -> APCModel:
@@ -304,35 +269,48 @@ def build_model(options: argparse.Namespace) -> APCModel:
 def load_sets(options: argparse.Namespace) -> tuple[LibriSpeech, LibriSpeech]:
     """The training and the validation set."""
     root, mel_dim, time_shift = options.librispeech_path, options.feature_dim, options.time_shift
-    return tuple(load_split(root, names, mel_dim, time_shift) for names in (options.train_split, options.val_split))
+    train_set = load_split(root, options.train_split, mel_dim, time_shift, options.train_fraction, options.seed)
+    return train_set, load_split(root, options.val_split, mel_dim, time_shift)
 
 
-def make_config(options: argparse.Namespace, sets: tuple[LibriSpeech, LibriSpeech]) -> dict[str, Any]:
+def make_config(options: argparse.Namespace, sets: tuple[LibriSpeech, LibriSpeech], ranks: Ranks) -> dict[str, Any]:
     """What config.json holds: every option, and digests of the data, so that a run can be made again."""
-    config = {**vars(options), "save_every": options.save_every.text}
+    config = {**vars(options), "save_every": options.save_every.text, "num_processes": ranks.size}
     return config | {"train_data": sets[0].fingerprint(), "val_data": sets[1].fingerprint(), "torch": torch.__version__}
+
+
+def describe(trainer: Trainer) -> None:
+    """Log what trains, on what."""
+    options, ranks = trainer.options, trainer.ranks
+    log.info("training set: %s", trainer.train_set)
+    log.info("validation set: %s", trainer.val_set)
+    precision = f"{options.precision}{' (TF32 off)' if trainer.device.type == 'cuda' else ''}"
+    log.info("%d parameters%s, %s, %d process%s on %s; curves: tensorboard --logdir %s",
+             sum(p.numel() for p in trainer.model.parameters()), f" from {options.init_from}" * bool(options.init_from),
+             precision, ranks.size, "es" * (ranks.size > 1), trainer.device, trainer.experiment.path)  # fmt: skip
+    if options.batch_size < ranks.size * options.grad_accumulation:
+        log.warning("--batch_size %d is shared out over %d processes in %d parts: some have nothing to do",
+                    options.batch_size, ranks.size, options.grad_accumulation)  # fmt: skip
 
 
 def main() -> None:
     """Train."""
     options = parse_training_options()
     reuse_freed_memory()
-    pick_device(options.device)
     with torch.device("meta"):
         build_model(options)  # options that do not fit together are refused before anything is written
-    sets = load_sets(options)
-    experiment = Experiment(options.store_path, options.experiment_name, make_config(options, sets),
-                            options.resume, options.overwrite, MAY_CHANGE)  # fmt: skip
-    with StopRequest() as stop, experiment:
-        trainer = Trainer(options, experiment, sets)
-        for name, dataset in zip(("training", "validation"), sets, strict=True):
-            log.info("%s set: %d utterances, %.2f hours, %d left out (of %d frames or fewer), %s", name, len(dataset),
-                     sum(dataset.lengths) / FRAMES_PER_HOUR, dataset.left_out, options.time_shift,
-                     ", ".join(map(str, dataset.paths)))  # fmt: skip
-        log.info("%d parameters, on %s; curves: tensorboard --logdir %s",
-                 sum(p.numel() for p in trainer.model.parameters()), trainer.device, experiment.path)  # fmt: skip
-        trainer.run(stop)
-        log.info("done: %d steps; checkpoints are in %s", trainer.progress.step, experiment.path)
+    with Ranks(options.device) as ranks:
+        sets = ranks.together(load_sets, options)
+        config = make_config(options, sets, ranks)
+        ranks.check_alike({key: value for key, value in config.items() if key not in MAY_CHANGE})
+        experiment = Experiment(options.store_path, options.experiment_name, config, options.resume, options.overwrite,
+                                may_change(options)) if ranks.is_first else Bystander()  # fmt: skip
+        with StopRequest(patience=ranks.patience) as stop, ExitStack() as stack:
+            ranks.together(stack.enter_context, experiment)
+            trainer = Trainer(options, experiment, sets, ranks)
+            describe(trainer)
+            trainer.run(stop)
+            log.info("done: %d steps; checkpoints are in %s", trainer.progress.step, experiment.path)
 
 
 if __name__ == "__main__":

@@ -242,13 +242,26 @@ def test_any_other_module_is_called(rnn_class, options):
     assert all(torch.equal(*pair) for pair in zip(flat(final), flat(expected_final), strict=True))
 
 
-def test_other_dtypes_and_autocast_are_left_to_the_module():
+def test_other_dtypes_are_left_to_the_module():
     rnn, inputs, _ = make_inputs(nn.GRU, [4, 2], 3, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        packed = pack(inputs, [4, 2])
-        assert torch.equal(packed_rnn(rnn, packed)[0].data, rnn(packed)[0].data)
+    packed = pack(inputs, [4, 2])
     half = PackedSequence(packed.data.bfloat16(), packed.batch_sizes)
     assert packed_rnn(rnn.bfloat16(), half)[0].data.dtype == torch.bfloat16
+
+
+@RNN_CLASSES
+def test_under_autocast_a_layer_computes_in_float32_forward_and_backward(rnn_class):
+    rnn, inputs, _ = make_inputs(rnn_class, [4, 2], 3, 4)
+    packed = pack(inputs, [4, 2])
+    half = packed._replace(data=packed.data.detach().bfloat16())  # what an autocast layer before it gives
+    results = []
+    for data, enabled in ((half, True), (packed._replace(data=half.data.float()), False)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            output = packed_rnn(rnn, data)[0].data
+        rnn.zero_grad()
+        output.square().sum().backward()
+        results.append([output.detach(), *(parameter.grad for parameter in rnn.parameters())])
+    assert all(torch.equal(*pair) and pair[0].dtype == torch.float32 for pair in zip(*results, strict=True))
 
 
 @RNN_CLASSES

@@ -105,7 +105,7 @@ def test_without_a_split_named_it_finds_what_the_readme_prepares(workplace, monk
 def test_an_experiment_holds_what_others_read(workplace, monkeypatch):
     train(monkeypatch, "--time_shift", 2)
     directory = workplace / "logs/foo.dir"
-    assert sorted(weights(directory)) == [f"epoch_{n}.model" for n in range(4)]
+    assert sorted(weights(directory)) == ["best.model", *(f"epoch_{n}.model" for n in range(4))]
     state = torch.load(directory / "foo__epoch_3.model", weights_only=True)
     assert list(state)[:2] == ["rnns.0.weight_ih_l0", "rnns.0.weight_hh_l0"] and "postnet.layer.bias" in state
     model = load_pretrained(directory / "foo__epoch_3.model")

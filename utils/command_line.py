@@ -34,6 +34,14 @@ def positive_float(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a finite number above 0")
 
 
+def fraction(text: str) -> float:
+    """A number above 0 and up to 1."""
+    number = positive_float(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is above 1")
+    return number
+
+
 def _at_least(least: int, text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not least <= (number := int(text[:20])) < 1 << 63:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of {least} or more")

@@ -5,6 +5,7 @@ logs/<name>.dir/
     <name>.log              what was printed
     <name>.tb_log/          TensorBoard
     <name>__epoch_N.model   the weights after epoch N: a bare state dict with the released names
+    <name>__best.model      those of the epoch with the lowest validation loss
     <name>__step_N.state    all that resuming needs, of the last two saves
 """
 
@@ -71,6 +72,8 @@ class Experiment:
         self._config, self._resume, self._overwrite, self._may_change = config, resume, overwrite, may_change
         self._stack = contextlib.ExitStack()
         self._writer: SummaryWriter | None = None
+        self._last_points: dict[str, float] = {}  # those of the last step, by curve: part of a saved state
+        self._last_step = 0
 
     def __enter__(self) -> "Experiment":
         with contextlib.ExitStack() as stack:
@@ -100,18 +103,34 @@ class Experiment:
         """Where TensorBoard finds the curves."""
         return self.path / f"{self.name}.tb_log"
 
-    def open_curves(self, first_step: int) -> None:
-        """Start or go on writing curves. Points of `first_step` and later that an interrupted run wrote are void."""
-        self._writer = SummaryWriter(str(self.tensorboard_path), purge_step=first_step)
+    def open_curves(self, step: int, points: dict[str, float]) -> None:
+        """Start or go on writing curves after a step.
+
+        Args:
+            step: the last step done. What an interrupted run has written of that step and later ones is void.
+            points: those of that step, as the saved state has them. An epoch's points share its last step, and an
+                interrupted run may have written them after the state was saved.
+        """
+        self._writer = SummaryWriter(str(self.tensorboard_path), purge_step=step)
+        for curve, value in points.items():
+            self.add_point(curve, value, step)
+
+    def add_points(self, group: str, points: dict[str, float], step: int) -> None:
+        """Add points of a step to the curves of a group."""
+        for curve, value in points.items():
+            self.add_point(f"{group}/{curve}", value, step)
 
     def add_point(self, curve: str, value: float, step: int) -> None:
         """Add a point to a curve."""
+        if step != self._last_step:
+            self._last_step, self._last_points = step, {}
+        self._last_points[curve] = value
         with naming_file(self.tensorboard_path):
             self._writer.add_scalar(curve, value, step)
 
-    def save_weights(self, model: torch.nn.Module, epoch: int) -> Path:
-        """Write <name>__epoch_N.model: a bare state dict, on the CPU, with the released parameter names."""
-        path = self.path / f"{self.name}__epoch_{epoch}.model"
+    def save_weights(self, model: torch.nn.Module, epoch: int | None) -> Path:
+        """Write <name>__epoch_N.model, or <name>__best.model: a bare state dict, on the CPU, of the released names."""
+        path = self.path / f"{self.name}__{'best' if epoch is None else f'epoch_{epoch}'}.model"
         weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
         with atomic_write(path) as file:
             torch.save(weights, file)
@@ -123,7 +142,7 @@ class Experiment:
             self._writer.flush()
         path = self.path / f"{self.name}__step_{step}.state"
         with atomic_write(path) as file:
-            torch.save(state, file)
+            torch.save(state | {"points": self._last_points if step == self._last_step else {}}, file)
         for old in self._states()[:-STATES_KEPT]:
             old.unlink(missing_ok=True)
         return path
@@ -190,3 +209,33 @@ def _print_but_for_os_errors(failed: threading.ExceptHookArgs) -> None:
     """Print no traceback of a thread for a full disk: TensorBoard hands that error on to its caller."""
     if not issubclass(failed.exc_type, OSError):
         threading.__excepthook__(failed)
+
+
+class Bystander(Experiment):
+    """What the other processes have in the place of the first one's experiment: nothing of it is written."""
+
+    def __init__(self) -> None:
+        self.path = Path()
+
+    def __enter__(self) -> "Bystander":
+        log.addHandler(logging.NullHandler())
+        log.propagate = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def open_curves(self, step: int, points: dict[str, float]) -> None:
+        pass
+
+    def add_point(self, curve: str, value: float, step: int) -> None:
+        pass
+
+    def save_weights(self, model: torch.nn.Module, epoch: int | None) -> Path:
+        return self.path
+
+    def save_state(self, state: dict[str, Any], step: int) -> Path:
+        return self.path
+
+    def load_state(self) -> None:
+        pass

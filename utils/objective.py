@@ -7,11 +7,13 @@ shift n the model reads frames 1..T-n and is compared with frames n+1..T.
 from typing import Protocol
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from utils.packing import Packing, packing
 
 LOSSES = ("masked", "padded")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Predictor(Protocol):
@@ -64,3 +66,29 @@ def count_targets(lengths: torch.Tensor, time_shift: int, loss: str, max_seq_len
     if loss == "masked":
         return int((lengths - time_shift).sum())
     return len(lengths) * (max_seq_len - time_shift)
+
+
+class Objective(nn.Module):
+    """`apc_loss` of a model as a module: what DistributedDataParallel wraps, and autocast surrounds.
+
+    Args:
+        model: an APCModel, whose weights stay float32.
+        time_shift, loss: as for `apc_loss`.
+        precision: of the matrix products, by name.
+    """
+
+    def __init__(self, model: nn.Module, time_shift: int, loss: str, precision: str = "fp32") -> None:
+        super().__init__()
+        self.model, self.time_shift, self.loss, self.precision = model, time_shift, loss, precision
+
+    def forward(self, inputs: torch.Tensor, lengths: torch.Tensor, max_seq_len: int) -> torch.Tensor:
+        """`apc_loss`; of an empty batch zero, with a gradient of zero for every parameter."""
+        if len(inputs) == 0:
+            return 0.0 * sum(parameter.sum() for parameter in self.model.parameters())
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
+            return apc_loss(self.model, inputs, lengths, self.time_shift, self.loss, max_seq_len)
+
+    def count(self, lengths: torch.Tensor, max_seq_len: int) -> int:
+        """`count_targets`."""
+        return count_targets(lengths, self.time_shift, self.loss, max_seq_len)

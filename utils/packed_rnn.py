@@ -37,12 +37,16 @@ def packed_rnn(
 
     Args:
         rnn: one layer, one direction, with biases, float32 or float64 on a CPU is done here; any other is called.
+            Autocast leaves it at that: a recurrence of many small products gains nothing there from fewer bits.
         packed: data (frames, input_size).
         hx: the initial state (1, batch, hidden_size) of a GRU, a pair of them for an LSTM; zeros if None.
 
     Returns:
         The packed outputs (frames, hidden_size), and the final state in the form of hx.
     """
+    if torch.is_autocast_enabled("cpu") and packed.data.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            return packed_rnn(rnn, packed._replace(data=packed.data.to(rnn.weight_hh_l0.dtype)), hx)
     if not _is_supported(rnn, packed.data):
         return rnn(packed, hx)
     data, batch_sizes, sorted_indices, unsorted_indices = packed
@@ -109,7 +113,6 @@ def _is_supported(rnn: nn.RNNBase, data: Tensor) -> bool:
         and data.dtype == rnn.weight_hh_l0.dtype
         and data.dtype in (torch.float32, torch.float64)
         and data.size(1) == rnn.input_size
-        and not torch.is_autocast_enabled("cpu")
     )
 
 

@@ -1,7 +1,9 @@
 """SIGINT and SIGTERM as a request to finish what is under way, so that nothing is lost."""
 
+import math
 import os
 import signal
+import time
 from types import FrameType
 
 from utils.errors import Stopped
@@ -19,11 +21,18 @@ class StopRequest:
             for batch in batches:
                 work(batch)
                 stop.check()
+
+    Args:
+        how_to_continue: what the user is told.
+        patience: seconds in which a second signal counts as the first: a launcher passes on what a scheduler has
+            sent to every process.
     """
 
-    def __init__(self, how_to_continue: str = "") -> None:
+    def __init__(self, how_to_continue: str = "", patience: float = 0) -> None:
         self.how_to_continue = how_to_continue
+        self.patience = patience
         self.signum: int | None = None
+        self._first = math.inf  # when the first signal came
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -35,9 +44,11 @@ class StopRequest:
             signal.signal(signum, handler)
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
-        if self.signum is not None:
+        now = time.monotonic()
+        if now - self._first >= self.patience:
             os._exit(128 + signum)
-        self.signum = signum
+        self._first = min(self._first, now)
+        self.signum = self.signum or signum
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""

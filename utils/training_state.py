@@ -1,59 +1,83 @@
-"""All that a training run needs to go on as if it had never stopped."""
+"""All that a training run needs to go on as if it had never stopped.
 
-import random
+No random generator is in it: the order of the data depends on the seed and the epoch alone, and dropout on the seed,
+the step and the process alone.
+"""
+
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 
 from utils.errors import InputError, one_line
 from utils.progress import Progress
 
-
-def random_state() -> dict[str, Any]:
-    """The generators of PyTorch (CPU and every CUDA device), Python and NumPy, as tensors and plain containers."""
-    name, keys, *rest = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *rest),
-    }
+MAX_SEED = 1 << 63
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put every generator back where `random_state` found it; CUDA's only where there are as many devices."""
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count() > 0:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed dropout for a step, on every device: otherwise on every rank."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + rank) % MAX_SEED)
 
 
-def training_state(progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Where training is, its weights, its optimizer and every random generator, as tensors and plain containers."""
+def training_state(
+    progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> dict[str, Any]:
+    """Where training is, its weights, its optimizer and its gradient scaler, as tensors and plain containers."""
     return {
         "progress": asdict(progress),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "random": random_state(),
+        "scaler": scaler.state_dict(),
     }
 
 
-def restore_training(state: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a model, its optimizer and every random generator back where `training_state` found them.
+def restore_training(
+    state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> Progress:
+    """Put a model, its optimizer and its gradient scaler back where `training_state` found them.
 
     Raises:
         InputError: the state is of something else.
     """
     try:
         progress = Progress(**state["progress"])
-        if not all(isinstance(value, int | float) for value in asdict(progress).values()):
-            raise TypeError("its progress is not in numbers")
+        _check_numbers(asdict(progress), "progress")
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        set_random_state(state["random"])
+        _load_optimizer(state["optimizer"], optimizer)
+        scaler_state = state.get("scaler", {})
+        _check_numbers(scaler_state, "gradient scaler")
+        scaler.load_state_dict(scaler_state)
+        _check_numbers(state.get("points", {}), "points")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"the last saved state is not of this training ({one_line(error, 250)})") from error
     return progress
+
+
+def _check_numbers(values: dict[str, Any], what: str) -> None:
+    if not all(isinstance(key, str) and isinstance(value, int | float) for key, value in values.items()):
+        raise TypeError(f"its {what} is not in numbers")
+
+
+def _load_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Load an optimizer's state, of which PyTorch itself checks little before the first step."""
+    options = optimizer.param_groups[0].keys()
+    kept = _kept_by(optimizer)
+    optimizer.load_state_dict(state)
+    if optimizer.param_groups[0].keys() != options:
+        raise ValueError("its optimizer is of another kind")
+    for parameter, values in optimizer.state.items():
+        shapes = {key: tuple(value.shape) for key, value in values.items() if isinstance(value, torch.Tensor)}
+        fitting = {key: () if key == "step" else tuple(parameter.shape) for key in kept}
+        if shapes != fitting:
+            raise ValueError(f"its optimizer keeps {shapes}, not {fitting}")
+
+
+def _kept_by(optimizer: torch.optim.Optimizer) -> set[str]:
+    """The names of the tensors that an optimizer keeps for a weight, from a step on a weight of one element."""
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    other = type(optimizer)([weight], **optimizer.defaults)
+    other.step()
+    return {key for key, value in other.state[weight].items() if isinstance(value, torch.Tensor)}

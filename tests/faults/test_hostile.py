@@ -144,7 +144,7 @@ def test_links_in_an_experiment_never_lead_a_write_outside_it(tmp_path):
         path.symlink_to(treasure)
         try:
             with Experiment(tmp_path, "foo", {}, resume=True) as experiment:
-                experiment.open_curves(1)
+                experiment.open_curves(1, {})
                 experiment.save_weights(small_model(), 0)
                 experiment.save_state({}, 1)
         except (InputError, OSError):
@@ -170,9 +170,13 @@ def hostile_states(state):
     yield state | {"model": dict(APCModel(3, None, RNNConfig(3, 5, 2, 0.0, True)).state_dict())}
     yield state | {"optimizer": {}}
     yield state | {"optimizer": {"state": {}, "param_groups": [{"params": [0, 1], "lr": 1.0}]}}
-    yield state | {"random": {}}
-    yield state | {"random": state["random"] | {"torch": torch.zeros(3)}}
-    yield state | {"random": state["random"] | {"python": (3, (1, 2), None)}}
+    first = state["optimizer"]["state"][0]
+    for kept in ({"exp_avg": torch.zeros(7)}, {"step": torch.zeros(2, 2)}, {"other": torch.zeros(())}):
+        yield state | {"optimizer": state["optimizer"] | {"state": {**state["optimizer"]["state"], 0: first | kept}}}
+    yield state | {"scaler": 7}
+    yield state | {"scaler": {"scale": "large"}}
+    yield state | {"points": {"step/loss": "low"}}
+    yield state | {"points": {7: 7.0}}
 
 
 def test_a_state_of_something_else_is_refused_in_one_line(tmp_path, monkeypatch):
