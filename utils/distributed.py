@@ -21,6 +21,10 @@ from utils.signals import StopRequest
 
 LAUNCHER_S = 10  # seconds in which torchrun passes on a signal that the processes may have got themselves
 
+# The process group, kept to the end of the process. Otherwise its last owner may be a DistributedDataParallel, which ends
+# the group's threads holding the interpreter's lock, while one of them waits for that lock to free its last tensor.
+_kept: list[dist.ProcessGroup] = []
+
 T = TypeVar("T")
 
 
@@ -55,6 +59,7 @@ class Ranks:
         if self.size > 1:
             with self._naming_loss():
                 dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
+            _kept.append(dist.group.WORLD)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:

@@ -52,9 +52,17 @@ class Runs:
         self.server.stdin.flush()
         return json.loads(self.server.stdout.readline())
 
-    def start(self, script: str, arguments: list[str], directory: Path, fault: dict | None = None) -> int:
-        """Start a run in a directory; its process id."""
-        return self._ask(script=script, arguments=arguments, directory=str(directory), fault=fault)["pid"]
+    def start(
+        self,
+        script: str,
+        arguments: list[str],
+        directory: Path,
+        fault: dict | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> int:
+        """Start a run in a directory, with more variables in its environment; its process id."""
+        request = {"script": script, "arguments": arguments, "directory": str(directory), "fault": fault}
+        return self._ask(**request, environment=environment or {})["pid"]
 
     def wait(self, pid: int) -> Ended:
         """Wait for a run to end."""

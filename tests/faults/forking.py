@@ -1,7 +1,7 @@
 """A process that has imported the scripts, and forks runs of them with a fault armed: a start costs milliseconds.
 
-Reads a request a line on stdin, {"script", "arguments", "directory", "fault"} or {"wait": pid}, and answers each in a
-line on stdout: {"pid"}, or {"code", "output", "errors", "moments"}.
+Reads a request a line on stdin, {"script", "arguments", "directory", "fault", "environment"} or {"wait": pid}, and
+answers each in a line on stdout: {"pid"}, or {"code", "output", "errors", "moments"}.
 
 A moment of a run is a call of any function, Python's or C's ("calls"), or what comes before and after an operation on
 files ("files"). A fault is {"moments": which, "at": n, "action": what is done at the n-th moment}.
@@ -82,6 +82,7 @@ def become(request: dict, output: int, errors: int, shared: mmap.mmap) -> None:
     os.dup2(output, 1)
     os.dup2(errors, 2)
     os.chdir(request["directory"])
+    os.environ.update(request["environment"])
     sys.argv = [f"{request['script']}.py", *request["arguments"]]
     main = importlib.import_module(request["script"]).main
     if request["fault"]:
