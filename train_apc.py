@@ -217,7 +217,7 @@ class Trainer:
         progress, epoch = self.progress, self.progress.epoch
         self.saves.check_weights(progress)
         val_losses = self.validate(stop)
-        val_loss, train_loss = val_losses[""], progress.loss_sum / max(progress.targets, 1)
+        val_loss, train_loss = val_losses[""], progress.mean_loss
         if progress.note_validation(val_loss, cuts_rate=self.options.lr_schedule == "plateau"):
             self.experiment.save_weights(self.model, None)
         points = {"train_loss": train_loss, "val_loss": val_loss}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_runs import MEL, SEQ
 
 from utils.prepared import save_lengths, save_tensor
 
@@ -27,3 +28,12 @@ def make_prepared(directory: Path, lengths: list[int], max_seq_len: int = 40, me
 def prepared(tmp_path: Path) -> Path:
     """A prepared directory of 10 utterances of 6-dim frames, padded to 40."""
     return make_prepared(tmp_path / "prepared", [40, 3, 17, 25, 8, 1, 33, 12, 20, 5])
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A directory with prepared splits: 18 utterances to train on (5 batches), 5 to validate on."""
+    monkeypatch.chdir(tmp_path)
+    make_prepared(tmp_path / "data/train", [30, 3, 17, 25, 8, 1, 29, 12, 20, 5, 9, 14, 2, 30, 22, 11, 7, 19], SEQ, MEL)
+    make_prepared(tmp_path / "data/dev", [30, 12, 4, 9, 21], SEQ, MEL, seed=1)
+    return tmp_path

@@ -4,14 +4,13 @@ import argparse
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_prepared
 from plain_apc import PlainAPC, plain_loss
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import MEL, SEQ, curves, stop_at, train, weights
 
 import train_apc
 from datasets import BatchOrder, LibriSpeech
@@ -19,51 +18,6 @@ from load_pretrained_model import load_pretrained
 from utils.errors import InputError, Stopped
 from utils.options import parse_training_options
 from utils.prepared import load_tensor, load_untrusted, save_tensor
-
-MEL, SEQ = 5, 30
-SMALL = (
-    f"--feature_dim {MEL} --rnn_hidden_size 8 --rnn_num_layers 2 --rnn_residual --batch_size 4 --epochs 3 "
-    "--load_data_workers 0 --learning_rate 1e-2 --librispeech_path data --train_split train --val_split dev"
-)
-
-
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """A directory with prepared splits: 18 utterances to train on (5 batches), 5 to validate on."""
-    monkeypatch.chdir(tmp_path)
-    make_prepared(tmp_path / "data/train", [30, 3, 17, 25, 8, 1, 29, 12, 20, 5, 9, 14, 2, 30, 22, 11, 7, 19], SEQ, MEL)
-    make_prepared(tmp_path / "data/dev", [30, 12, 4, 9, 21], SEQ, MEL, seed=1)
-    return tmp_path
-
-
-def train(monkeypatch, *options, base=SMALL):
-    """Run train_apc.py in this process."""
-    monkeypatch.setattr(sys, "argv", ["train_apc.py", *base.split(), *map(str, options)])
-    train_apc.main()
-
-
-def stop_at(monkeypatch, step, action):
-    """Do something when a training step is done."""
-    train_step = train_apc.Trainer.train_step
-
-    def watched(self, batch):
-        train_step(self, batch)
-        if self.progress.step == step:
-            action()
-
-    monkeypatch.setattr(train_apc.Trainer, "train_step", watched)
-
-
-def curves(experiment):
-    """{curve: [(step, value)]} as TensorBoard shows them; speed aside, which no two runs share."""
-    events = EventAccumulator(str(next(experiment.glob("*.tb_log"))), size_guidance={"scalars": 0}).Reload()
-    names = [name for name in events.Tags()["scalars"] if not name.endswith("frames_per_second")]
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
-
-
-def weights(experiment):
-    """{file name: bytes} of an experiment's checkpoints, without the experiment's name."""
-    return {path.name.split("__")[1]: path.read_bytes() for path in experiment.glob("*.model")}
 
 
 def test_the_released_options_keep_their_names_and_defaults():

@@ -21,8 +21,8 @@ from utils.signals import StopRequest
 
 LAUNCHER_S = 10  # seconds in which torchrun passes on a signal that the processes may have got themselves
 
-# The process group, kept to the end of the process. Otherwise its last owner may be a DistributedDataParallel, which ends
-# the group's threads holding the interpreter's lock, while one of them waits for that lock to free its last tensor.
+# The process group, kept to the end of the process. Otherwise its last owner may be a DistributedDataParallel, which
+# ends the group's threads holding the interpreter's lock, while one of them waits for that lock to free a tensor.
 _kept: list[dist.ProcessGroup] = []
 
 T = TypeVar("T")

@@ -39,6 +39,11 @@ class Progress:
         self.loss_sum += loss * targets
         self.targets += targets
 
+    @property
+    def mean_loss(self) -> float:
+        """The epoch's training loss so far: NaN where every step was left out."""
+        return self.loss_sum / self.targets if self.targets else math.nan
+
     def is_out_of_steps(self, max_steps: int | None) -> bool:
         """Whether --max_steps is reached."""
         return max_steps is not None and self.step >= max_steps

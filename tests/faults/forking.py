@@ -7,6 +7,7 @@ A moment of a run is a call of any function, Python's or C's ("calls"), or what 
 files ("files"). A fault is {"moments": which, "at": n, "action": what is done at the n-th moment}.
 """
 
+import gc
 import importlib
 import json
 import mmap
@@ -147,6 +148,7 @@ def warm_up() -> None:
 def serve() -> None:
     """Answer requests until stdin ends."""
     warm_up()
+    gc.freeze()  # what is imported is never looked through again, in no run, which would also copy all its memory
     running: dict[int, Run] = {}
     for line in sys.stdin:
         request = json.loads(line)

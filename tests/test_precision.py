@@ -1,0 +1,89 @@
+"""Facts about mixed precision: it learns as float32 does, and what is saved is float32."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import SMALL, curves, stop_at, train, weights
+
+import prepare_data
+import train_apc
+from utils.errors import InputError, Stopped
+from utils.prepared import load_tensor, load_untrusted, save_tensor
+
+SAMPLE = Path(__file__).parent.parent / "librispeech_data/sample"
+LOGS = Path("logs")
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    """The bundled recordings, prepared."""
+    directory = tmp_path_factory.mktemp("sample")
+    for split in ("train", "dev"):
+        with pytest.MonkeyPatch.context() as patch:
+            source = SAMPLE / f"sample-{split}.blogmel.xz"
+            patch.setattr("sys.argv", ["prepare_data.py", "--librispeech_from_kaldi", str(source), "--save_dir",
+                                       str(directory / split), "--num_workers", "0"])  # fmt: skip
+            prepare_data.main()
+    return directory
+
+
+def validation_loss(name):
+    return curves(LOGS / f"{name}.dir")["epoch/val_loss"][-1][1]
+
+
+def test_bf16_and_fp16_reach_the_validation_loss_of_fp32_on_real_speech(sample, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    base = (f"--librispeech_path {sample} --train_split train --val_split dev --rnn_hidden_size 32 "
+            "--prenet_num_layers 1 --rnn_residual --batch_size 2 --epochs 6 --learning_rate 2e-2 --load_data_workers 0")  # fmt: skip
+    for precision in ("fp32", "bf16", "fp16"):
+        train(monkeypatch, "--precision", precision, "--experiment_name", precision, base=base)
+    assert curves(LOGS / "fp32.dir")["epoch/val_loss"][0][1] > 1.1 * validation_loss("fp32")
+    for precision in ("bf16", "fp16"):
+        assert validation_loss(precision) == pytest.approx(validation_loss("fp32"), rel=0.02)
+        assert validation_loss(precision) != validation_loss("fp32")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_what_is_saved_is_float32_and_resumes_bit_for_bit(workplace, monkeypatch, precision):
+    options = ("--precision", precision, "--prenet_num_layers", 1, "--rnn_dropout", 0.3)
+    train(monkeypatch, *options, "--experiment_name", "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            train(patch, *options, "--experiment_name", "cut")
+    for path in (LOGS / "cut.dir").glob("*.model"):
+        assert {value.dtype for value in torch.load(path, weights_only=True).values()} == {torch.float32}
+    train(monkeypatch, *options, "--experiment_name", "cut", "--resume")
+    assert weights(LOGS / "whole.dir") == weights(LOGS / "cut.dir")
+    assert curves(LOGS / "whole.dir") == curves(LOGS / "cut.dir")
+    with pytest.raises(InputError, match=f"precision was {precision} and is now fp32"):
+        train(monkeypatch, "--prenet_num_layers", 1, "--rnn_dropout", 0.3, "--experiment_name", "cut", "--resume")
+
+
+def test_a_gradient_scale_that_is_too_large_is_lowered_and_no_error(workplace, monkeypatch):
+    make_scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: make_scaler(*a, init_scale=2.0**40, **k))
+    train(monkeypatch, "--precision", "fp16", "--epochs", 20, "--prenet_num_layers", 1)
+    (*_, last) = sorted((LOGS / "foo.dir").glob("*.state"), key=lambda path: int(re.findall(r"\d+", path.name)[-1]))
+    state = load_untrusted(last)
+    assert 1 <= state["scaler"]["scale"] < 2.0**40
+    steps = [step for step, _ in curves(LOGS / "foo.dir")["step/loss"]]
+    assert 50 < len(steps) < 100 and steps[-1] == 100
+    assert "left out step" not in (LOGS / "foo.dir/foo.log").read_text()
+
+
+def test_data_that_are_not_finite_are_an_error_in_fp16_too(workplace, monkeypatch):
+    path = Path("data/train/spk2-0017.pt")
+    save_tensor(path, load_tensor(path).index_fill(0, torch.tensor(3), float("nan")))
+    with pytest.raises(InputError, match=r"loss nan.*spk2-0017"):
+        train(monkeypatch, "--precision", "fp16")
+
+
+def test_the_log_says_in_which_precision(workplace, monkeypatch):
+    train(monkeypatch, "--precision", "bf16", "--epochs", 0)
+    assert "parameters, bf16, 1 process on cpu" in (LOGS / "foo.dir/foo.log").read_text()
+    assert "--precision" not in SMALL and train_apc.parse_training_options([]).precision == "fp32"
