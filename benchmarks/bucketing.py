@@ -29,13 +29,13 @@ class Timed(train_apc.Trainer):
         self.history: list[tuple[float, float]] = []
         self.seconds, self.started = 0.0, time.perf_counter()
 
-    def validate(self, stop: train_apc.StopRequest) -> float:
+    def validate(self, stop: train_apc.StopRequest) -> dict[str, float]:
         """Validate with the clock stopped."""
         self.seconds += time.perf_counter() - self.started
-        loss = super().validate(stop)
-        self.history.append((self.seconds, loss))
+        losses = super().validate(stop)
+        self.history.append((self.seconds, losses[""]))
         self.started = time.perf_counter()
-        return loss
+        return losses
 
 
 def main() -> None:
@@ -78,13 +78,13 @@ def train(arguments: list[str], order: str) -> list[tuple[float, float]]:
     flag = "--bucketing" if order == "bucketed" else "--no-bucketing"
     with tempfile.TemporaryDirectory() as directory:
         options = train_apc.parse_training_options([*arguments, flag, "--store_path", directory])
-        sets = train_apc.load_sets(options)
-        config = train_apc.make_config(options, sets)
+        sets, ranks = train_apc.load_sets(options), train_apc.Ranks(options.device)
+        config = train_apc.make_config(options, sets, ranks)
         with (
             train_apc.StopRequest() as stop,
             train_apc.Experiment(options.store_path, options.experiment_name, config) as experiment,
         ):
-            trainer = Timed(options, experiment, sets)
+            trainer = Timed(options, experiment, sets, ranks)
             trainer.run(stop)
     return trainer.history
 

@@ -38,7 +38,8 @@ def validation_loss(name):
 def test_bf16_and_fp16_reach_the_validation_loss_of_fp32_on_real_speech(sample, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     base = (f"--librispeech_path {sample} --train_split train --val_split dev --rnn_hidden_size 32 "
-            "--prenet_num_layers 1 --rnn_residual --batch_size 2 --epochs 6 --learning_rate 2e-2 --load_data_workers 0")  # fmt: skip
+            "--prenet_num_layers 1 --rnn_residual --batch_size 2 --epochs 6 --learning_rate 2e-2"
+            " --load_data_workers 0")  # fmt: skip
     for precision in ("fp32", "bf16", "fp16"):
         train(monkeypatch, "--precision", precision, "--experiment_name", precision, base=base)
     assert curves(LOGS / "fp32.dir")["epoch/val_loss"][0][1] > 1.1 * validation_loss("fp32")
