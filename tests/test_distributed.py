@@ -169,6 +169,14 @@ def test_what_cannot_be_trained_is_refused_by_all_in_one_line(tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
+def test_a_process_without_the_others_says_so(tmp_path):
+    make_workplace(tmp_path)
+    pid = runs().start("train_apc", OPTIONS.split(), tmp_path, environment={"RANK": "0", "WORLD_SIZE": "2"})
+    ended = runs().wait(pid)
+    assert ended.code == 2 and ended.errors.count("\n") == 1
+    assert "process 0 of 2 cannot meet the others" in ended.errors and "torchrun" in ended.errors
+
+
 def test_torchrun_is_all_it_takes(tmp_path):
     make_workplace(tmp_path)
     command = [

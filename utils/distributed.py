@@ -57,8 +57,11 @@ class Ranks:
 
     def __enter__(self) -> "Ranks":
         if self.size > 1:
-            with self._naming_loss():
+            try:
                 dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
+            except (RuntimeError, ValueError) as error:
+                raise InputError(f"process {self.rank} of {self.size} cannot meet the others ({one_line(error, 150)}); "
+                                 "start them by torchrun") from error  # fmt: skip
             _kept.append(dist.group.WORLD)
         return self
 
@@ -187,8 +190,8 @@ class Ranks:
     def _naming_loss(self) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, ValueError) as error:
-            if isinstance(error, InputError) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        except RuntimeError as error:
+            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
             told = one_line(error, 150)
             raise InputError(f"process {self.rank} of {self.size} has lost another one, whose own message says why "
