@@ -75,6 +75,8 @@ class LibriSpeech(Dataset):
 
     def _draw(self) -> int:
         """Keep a random fraction of the utterances, one at least; returns how many were left out."""
+        if self.fraction == 1:
+            return 0
         before = len(self)
         draws = [hashlib.sha256(f"{self.seed} {self.utterance(index)}".encode()).digest() for index in range(before)]
         drawn = sorted(sorted(range(before), key=draws.__getitem__)[: max(1, round(self.fraction * before))])
@@ -118,12 +120,10 @@ class LibriSpeech(Dataset):
         return x, length
 
     def __str__(self) -> str:
-        hours, shorter = (
-            sum(self.lengths) / FRAMES_PER_HOUR,
-            f"{self.left_out} left out (of {self.longer_than} frames or fewer)",
-        )
+        size = f"{len(self)} utterances, {sum(self.lengths) / FRAMES_PER_HOUR:.2f} hours"
+        left_out = f"{self.left_out} left out (of {self.longer_than} frames or fewer)"
         drawn = f", {self.not_drawn} not drawn ({self.fraction:g} are, by seed {self.seed})" if self.not_drawn else ""
-        return f"{len(self)} utterances, {hours:.2f} hours, {shorter}{drawn}, {', '.join(map(str, self.paths))}"
+        return f"{size}, {left_out}{drawn}, {', '.join(map(str, self.paths))}"
 
     def utterance(self, index: int) -> str:
         """An utterance's id."""

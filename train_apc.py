@@ -36,7 +36,7 @@ from utils.experiment import Bystander, Experiment
 from utils.memory import reuse_freed_memory
 from utils.objective import Objective
 from utils.optimizers import make_optimizer, step_if_finite
-from utils.options import MAY_CHANGE, may_change, parse_training_options
+from utils.options import MAY_DIFFER, may_change, parse_training_options
 from utils.progress import Progress
 from utils.saves import Saves
 from utils.schedules import rate_share
@@ -302,7 +302,7 @@ def main() -> None:
     with Ranks(options.device) as ranks:
         sets = ranks.together(load_sets, options)
         config = make_config(options, sets, ranks)
-        ranks.check_alike({key: value for key, value in config.items() if key not in MAY_CHANGE})
+        ranks.check_alike({key: value for key, value in config.items() if key not in MAY_DIFFER})
         experiment = Experiment(options.store_path, options.experiment_name, config, options.resume, options.overwrite,
                                 may_change(options)) if ranks.is_first else Bystander()  # fmt: skip
         with StopRequest(patience=ranks.patience) as stop, ExitStack() as stack:

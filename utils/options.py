@@ -20,6 +20,7 @@ MAY_CHANGE = frozenset((
     "epochs", "max_steps", "patience", "device", "num_processes", "grad_accumulation", "load_data_workers",
     "save_every", "on_nonfinite", "librispeech_path", "store_path", "resume", "overwrite", "torch",
 ))  # fmt: skip
+MAY_DIFFER = frozenset(("librispeech_path", "store_path", "load_data_workers", "torch"))  # between processes
 DECIDES_COSINE = frozenset(("epochs", "max_steps"))  # the steps over which the learning rate falls
 
 
@@ -148,9 +149,8 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     add("--val_split", nargs="+", default=["dev-clean"], metavar="NAME", help="Directories to validate on, likewise.")
     add("--train_fraction", type=fraction, default=1.0,
         help="Train on this fraction of the utterances, always the same ones for a seed.")  # fmt: skip
-    add(
-        "--load_data_workers", type=natural, default=2, help="Number of processes that read data, for each that trains."
-    )
+    add("--load_data_workers", type=natural, default=2,
+        help="Number of processes that read data, for each that trains.")  # fmt: skip
     add("--bucketing", action=argparse.BooleanOptionalAction, default=False,
         help="Batch utterances of similar length together.")  # fmt: skip
 

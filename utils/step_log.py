@@ -44,10 +44,12 @@ class StepLog:
         self.unread: list[Unread] = []
         self.speed = 0.0
         self._bar = tqdm(disable=True)
+        self._epoch = self._batch = self._batches = 0
         self._last_read = self._last_line = time.monotonic()
 
     def start_epoch(self, epoch: int, batch: int, batches: int, is_shown: bool) -> tqdm:
         """The bar of an epoch, `batch` of whose batches are done; close it at the end."""
+        self._epoch, self._batch, self._batches = epoch, batch, batches
         self._last_read = time.monotonic()
         disable = None if is_shown else True  # None: where there is no terminal
         self._bar = tqdm(total=batches, initial=batch, desc=f"epoch {epoch}", disable=disable)
@@ -56,6 +58,7 @@ class StepLog:
     def add(self, step: Unread) -> None:
         """Take note of a step that is done."""
         self.unread.append(step)
+        self._batch += 1
         self._bar.update()
 
     def read(self) -> list[tuple[Unread, float, float]]:
@@ -71,5 +74,5 @@ class StepLog:
         self._bar.set_postfix_str(told, refresh=False)
         if self._bar.disable and now - self._last_line > LINE_EVERY_S:
             self._last_line = now
-            log.info("step %d: %s", read[-1][0].step, told)
+            log.info("epoch %d: batch %d of %d, %s", self._epoch, self._batch, self._batches, told)
         return read

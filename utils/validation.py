@@ -12,23 +12,21 @@ from utils.errors import InputError
 from utils.objective import Objective
 from utils.signals import StopRequest
 
+Load = Callable[[list[list[int]]], Iterator[Any]]  # the utterances of each batch -> the batches, as datasets.batches
+
 VALIDATION_FRAMES = 100_000  # padded frames in a validation batch: no gradients, so far more than in training
 
 
 @torch.no_grad()
 def validation_losses(
-    objective: Objective,
-    val_set: Any,
-    load: Callable[[list[list[int]]], Iterator[Any]],
-    ranks: Ranks,
-    stop: StopRequest,
+    objective: Objective, val_set: Any, load: Load, ranks: Ranks, stop: StopRequest
 ) -> dict[str, float]:
     """The mean loss over each split, by its name, and over all of them, under the name ''.
 
     Args:
         objective: the loss of a batch.
         val_set: a LibriSpeech.
-        load: lists of indices to an iterator over batches of those utterances.
+        load: reads batches, given the indices of their utterances.
         ranks: the processes; each takes its share in the largest batches that fit.
         stop: a signal to any of them ends all.
 
@@ -56,13 +54,7 @@ def validation_losses(
     return dict(zip([*val_set.splits(), ""], (totals[:, 0] / totals[:, 1]).tolist(), strict=True))
 
 
-def _largest_that_fits(
-    objective: Objective,
-    val_set: Any,
-    load: Callable[[list[list[int]]], Iterator[Any]],
-    ranks: Ranks,
-    stop: StopRequest,
-) -> torch.Tensor:
+def _largest_that_fits(objective: Objective, val_set: Any, load: Load, ranks: Ranks, stop: StopRequest) -> torch.Tensor:
     batch_size = max(1, VALIDATION_FRAMES // max(val_set.lengths))
     while True:
         try:
@@ -74,12 +66,7 @@ def _largest_that_fits(
 
 
 def _sums(
-    objective: Objective,
-    val_set: Any,
-    load: Callable[[list[list[int]]], Iterator[Any]],
-    ranks: Ranks,
-    stop: StopRequest,
-    batch_size: int,
+    objective: Objective, val_set: Any, load: Load, ranks: Ranks, stop: StopRequest, batch_size: int
 ) -> torch.Tensor:
     """This process's part of each split: (splits, 2), loss x target frames and target frames."""
     splits = val_set.splits()
