@@ -194,5 +194,5 @@ class Ranks:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
             told = one_line(error, 150)
-            raise InputError(f"process {self.rank} of {self.size} has lost another one, whose own message says why "
+            raise InputError(f"process {self.rank} of {self.size} has lost another one, which may have said why "
                              f"({told}); continue with the same command and --resume") from error  # fmt: skip
