@@ -175,7 +175,10 @@ def test_a_training_state_is_a_checkpoint_too(tmp_path):
     model(*make_batch())[0].sum().backward()
     optimizer = torch.optim.Adam(model.parameters())
     optimizer.step()
-    torch.save(training_state(Progress(step=4), model, optimizer), tmp_path / "foo__step_4.state")
+    torch.save(
+        training_state(Progress(step=4), model, optimizer, torch.amp.GradScaler("cpu", enabled=False)),
+        tmp_path / "foo__step_4.state",
+    )
     config = {"experiment_name": "foo", "rnn_residual": True, "time_shift": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = load_pretrained(tmp_path / "foo__step_4.state")
