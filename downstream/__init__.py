@@ -1,0 +1,1 @@
+"""What the features know: probes of phones and of speakers, and one command that trains, probes and reports."""

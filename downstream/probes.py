@@ -1,0 +1,120 @@
+"""Classifiers on frozen features: softmax regression, and perceptrons of one and three hidden layers.
+
+The features stay in memory, as one matrix. Training is Adam on the cross entropy of standardised inputs; after each
+epoch the error on the dev set is taken, the learning rate is halved where it has not fallen, and training ends where
+it has not fallen for a few epochs. The weights of the best epoch stay. One seed decides the weights and the order.
+"""
+
+import copy
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+HIDDEN_LAYERS = {"linear": 0, "mlp1": 1, "mlp3": 3}
+CLASSIFIERS = tuple(HIDDEN_LAYERS)
+MIN_STD = 1e-5  # an input that never changes is left at zero
+EVAL_ROWS = 16384  # at once
+MIN_STEPS = 50  # of an epoch, or nearly: small sets get smaller batches
+
+
+class ProbeOptions(NamedTuple):
+    """How a probe is trained.
+
+    Attributes:
+        hidden_size: of mlp1's and mlp3's layers.
+        learning_rate: Adam's, at first.
+        batch_size: rows of a step, at most.
+        max_epochs: passes over the training set, at most.
+        patience: epochs without a lower error on dev after which training ends.
+    """
+
+    hidden_size: int = 512
+    learning_rate: float = 2e-3
+    batch_size: int = 2048
+    max_epochs: int = 30
+    patience: int = 3
+
+
+class Labelled(NamedTuple):
+    """Rows of features and their classes: float32 (rows, size) and int64 (rows,), on one device."""
+
+    features: torch.Tensor
+    classes: torch.Tensor
+
+    def to(self, device: torch.device) -> "Labelled":
+        """The same on a device."""
+        return Labelled(self.features.to(device), self.classes.to(device))
+
+
+class Probe(nn.Module):
+    """[standardise, (Linear, ReLU) x hidden layers, Linear]."""
+
+    def __init__(
+        self, mean: torch.Tensor, std: torch.Tensor, num_classes: int, num_hidden: int, hidden_size: int
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)  # (size,)
+        self.register_buffer("scale", torch.where(std > MIN_STD, 1 / std, 0.0))  # (size,)
+        sizes = [len(mean)] + [hidden_size] * num_hidden
+        layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(rows, size) -> logits (rows, num_classes)."""
+        return self.layers((features - self.mean) * self.scale)
+
+    @torch.no_grad()
+    def log_posteriors(self, features: torch.Tensor) -> torch.Tensor:
+        """(rows, size) -> (rows, num_classes), on the CPU."""
+        return torch.cat([F.log_softmax(self(rows), 1).cpu() for rows in features.split(EVAL_ROWS)])
+
+    @torch.no_grad()
+    def error(self, data: Labelled) -> float:
+        """The share of rows that get another class than theirs."""
+        pairs = zip(data.features.split(EVAL_ROWS), data.classes.split(EVAL_ROWS), strict=True)
+        wrong = sum(int((self(rows).argmax(1) != classes).sum()) for rows, classes in pairs)
+        return wrong / len(data.classes)
+
+
+def make_probe(train: Labelled, num_classes: int, classifier: str, seed: int, hidden_size: int) -> Probe:
+    """A probe that standardises by the training set's mean and deviation, with fresh weights."""
+    std, mean = torch.std_mean(train.features, dim=0, correction=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe = Probe(mean.cpu(), std.cpu(), num_classes, HIDDEN_LAYERS[classifier], hidden_size)
+    return probe.to(train.features.device)
+
+
+def train_probe(
+    train: Labelled, dev: Labelled, num_classes: int, classifier: str, seed: int, options: ProbeOptions
+) -> tuple[Probe, float, int]:
+    """Train until the error on dev no longer falls.
+
+    Returns:
+        The probe of the best epoch, its error on dev, and that epoch.
+    """
+    probe = make_probe(train, num_classes, classifier, seed, options.hidden_size)
+    optimizer = torch.optim.Adam(probe.parameters(), lr=options.learning_rate, fused=True)
+    random = torch.Generator().manual_seed(seed)
+    batch_size = min(options.batch_size, max(1, len(train.classes) // MIN_STEPS))
+    best_error, best_epoch, best_weights = float("inf"), 0, probe.state_dict()
+    for epoch in range(1, options.max_epochs + 1):
+        order = torch.randperm(len(train.classes), generator=random).to(train.classes.device)
+        for rows in order.split(batch_size):
+            loss = F.cross_entropy(probe(train.features[rows]), train.classes[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        error = probe.error(dev)
+        if error < best_error:
+            best_error, best_epoch, best_weights = error, epoch, copy.deepcopy(probe.state_dict())
+        elif epoch - best_epoch >= options.patience:
+            break
+        else:
+            for group in optimizer.param_groups:
+                group["lr"] /= 2
+    probe.load_state_dict(best_weights)
+    return probe, best_error, best_epoch
