@@ -22,7 +22,7 @@ from downstream.speaker_identification import identify
 from downstream.speaker_verification import make_trials, verify
 from downstream.splits import DEV, SETS, TEST, TRAIN
 from utils.errors import InputError
-from utils.files import read_json, write_json
+from utils.files import read_json, remove_leftovers, write_json
 
 Layers = list[FeatureSets]
 LINEAR = "linear"
@@ -44,6 +44,7 @@ class Study:
     ) -> None:
         self.corpus, self.directory, self.seeds, self.probe, self.device = corpus, directory, seeds, probe, device
         directory.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(directory)
         self.no_speakers = self._why_no_speakers()
 
     def log_mel(self, context: tuple[int, int] = (0, 0)) -> Callable[[], Layers]:
