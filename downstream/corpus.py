@@ -45,6 +45,8 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
         help="The corpus: audio/{train,dev,test} and phones.ctm are in this directory.")  # fmt: skip
     add("--labels", type=Path, metavar="FILE",
         help="Phone labels elsewhere: a CTM (.ctm), or lines of `utterance label label ...` at 100 Hz.")  # fmt: skip
+    add("--label_shift", type=float, metavar="MS",
+        help="Take the labels this much earlier: the alignments of some corpora are late by a constant.")  # fmt: skip
     add("--held_out_speakers", nargs="+", metavar="SPEAKER",
         help="Test on these speakers and train on the others, instead of testing on audio/test.")  # fmt: skip
     add("--norm", choices=NORMS, default=NORMS[0],
@@ -61,7 +63,7 @@ def load_corpus(options: argparse.Namespace, save_dir: Path) -> Corpus:
         Stopped: a signal came; the same call continues.
     """
     splits = find_splits(options.data / "audio", options.held_out_speakers)
-    labels = read_labels(options.labels or options.data / "phones.ctm")
+    labels = read_labels(options.labels or options.data / "phones.ctm", options.label_shift or 0.0)
     prepared = save_dir / "prepared"
     for name in SETS:
         prepare_set(splits, name, prepared, options)

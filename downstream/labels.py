@@ -21,7 +21,7 @@ MAX_SECONDS = 1 << 20
 
 
 class Alignment(NamedTuple):
-    """Who is spoken in an utterance, before its frames are known.
+    """What is spoken in an utterance, before its frames are known.
 
     Attributes:
         starts, ends: float64 (segments,), in seconds, in order.
@@ -54,11 +54,13 @@ class PhoneLabels(NamedTuple):
         phones: the names of the phones, sorted.
         alignments: of each utterance id.
         source: the file, for errors.
+        late_ms: how late its times are, in ms: they are taken so much earlier.
     """
 
     phones: list[str]
     alignments: dict[str, Alignment]
     source: str
+    late_ms: float = 0.0
 
     def of(self, utterance: str, frames: int) -> FrameLabels:
         """The phone of each of an utterance's frames; NO_PHONE for all where the file does not have the utterance.
@@ -72,7 +74,7 @@ class PhoneLabels(NamedTuple):
         if alignment.num_labels is not None and abs(alignment.num_labels - frames) > FRAMES_TOLERANCE:
             raise InputError(f"{self.source}: utterance {utterance} has {alignment.num_labels} labels for {frames} "
                              f"frames; they must be 10 ms apart and agree to within {FRAMES_TOLERANCE}")  # fmt: skip
-        centres = frame_centres(frames)
+        centres = frame_centres(frames) + self.late_ms / 1000
         segments = np.searchsorted(alignment.starts, centres, side="right") - 1  # the last that started
         is_covered = (segments >= 0) & (centres < alignment.ends[segments])
         return FrameLabels(
@@ -85,10 +87,15 @@ def frame_centres(frames: int) -> np.ndarray:
     return (np.arange(frames) * SHIFT_MS + WINDOW_MS / 2) / 1000
 
 
-def read_labels(path: str | Path) -> PhoneLabels:
+def read_labels(path: str | Path, late_ms: float = 0.0) -> PhoneLabels:
     """Read phone labels: a CTM where the file's name ends in .ctm, else `utterance label label ...` at 100 Hz a line.
 
     Where two lines of a CTM overlap, the one that starts later holds.
+
+    Args:
+        path: the file.
+        late_ms: how late its times are, in ms (early if negative). Aligners may be off by some constant: it is where a
+            classifier of single frames of log Mel has the lowest error.
 
     Raises:
         InputError: the file is missing, or a line has another form; names the line.
@@ -117,7 +124,7 @@ def read_labels(path: str | Path) -> PhoneLabels:
     phones = sorted({phone for segments in spoken.values() for *_, phone in segments})
     index = {phone: number for number, phone in enumerate(phones)}
     alignments = {u: _alignment(segments, index, num_labels.get(u)) for u, segments in spoken.items()}
-    return PhoneLabels(phones, alignments, str(path))
+    return PhoneLabels(phones, alignments, str(path), late_ms)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -137,9 +137,10 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
         "Speaker tasks: features averaged over each utterance; equal error rate (EER) over pairs of test utterances; "
         + ("the test speakers are those of train." if known else "the test speakers are not in train.")
     )  # fmt: skip
+    late = f" The labels are taken {corpus.labels.late_ms:g} ms earlier." if corpus.labels.late_ms else ""
     return [
         f"{'; '.join(sizes)}. {len(corpus.labels.phones)} phones; always saying {common} is wrong in "
-        f"{100 * share:.1f} % of the test frames that have a phone.",
+        f"{100 * share:.1f} % of the test frames that have a phone.{late}",
         "",
         f"Errors in %, mean ± standard deviation over {len(study.seeds)} seeds. A seed decides a probe's first weights "
         "and its order of the data; of the random networks also their weights. Each APC is trained once. Phone error: "
