@@ -33,6 +33,7 @@ from utils.checkpoints import load_weights, read_checkpoint
 from utils.distributed import Ranks
 from utils.errors import InputError, Stopped, run_script
 from utils.experiment import Bystander, Experiment
+from utils.figures import draw_epoch
 from utils.memory import reuse_freed_memory
 from utils.objective import Objective
 from utils.optimizers import make_optimizer, step_if_finite
@@ -94,6 +95,8 @@ class Trainer:
         self.progress = self.saves.restore()
         if self.progress.step == 0:
             self.experiment.save_weights(self.model, 0)
+        elif self.progress.batch == 0:
+            self.draw()  # opening the curves has made void what is at their last step
         if self.is_done():
             log.info("nothing is left to do: give more --epochs or --max_steps, or more --patience")
         try:
@@ -223,6 +226,7 @@ class Trainer:
         points = {"train_loss": train_loss, "val_loss": val_loss}
         by_split = {f"val_loss/{split}": loss for split, loss in val_losses.items() if split and len(val_losses) > 2}
         self.experiment.add_points("epoch", points | by_split, progress.step)
+        self.draw()
         path = self.experiment.save_weights(self.model, epoch)
         log.info("epoch %d: training loss %.4f, validation loss %.4f (best %.4f), step %d, %s",
                  epoch, train_loss, val_loss, progress.best_val_loss, progress.step, path)  # fmt: skip
@@ -232,6 +236,11 @@ class Trainer:
         if progress.is_out_of_patience(self.options.patience):
             log.info("no better validation loss since epoch %d: stopped by --patience", progress.best_epoch)
         self.saves.save(progress)
+
+    def draw(self) -> None:
+        """Put pictures of what the model predicts beside the curves."""
+        if self.ranks.is_first:
+            draw_epoch(self.experiment.writer, self.model, self.val_set, self.options.time_shift, self.progress.step)
 
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """The validation loss of each split by name, and of all of them under the name ''."""

@@ -120,6 +120,11 @@ class Experiment:
         for curve, value in points.items():
             self.add_point(f"{group}/{curve}", value, step)
 
+    @property
+    def writer(self) -> SummaryWriter:
+        """TensorBoard's writer, once the curves are open."""
+        return self._writer
+
     def add_point(self, curve: str, value: float, step: int) -> None:
         """Add a point to a curve."""
         if step != self._last_step:
