@@ -118,7 +118,7 @@ def chosen_features(
     return {f"layer {layer}": {name: by_set[name][layer] for name in SETS} for layer in layers}
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_corpus_options(parser)
@@ -128,7 +128,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--classifier", choices=CLASSIFIERS, default=CLASSIFIERS[0],
         help="Softmax regression, or a perceptron with one or three hidden layers.")  # fmt: skip
     add_probe_options(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if len(options.context) > 2:
         parser.error("--context takes one number or two")
     options.context = (options.context[0], options.context[-1])
@@ -137,9 +137,9 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Classify, and print errors."""
-    options = parse_options()
+    options = parse_options(arguments)
     reuse_freed_memory()
     device = pick_device(options.device)
     corpus = load_corpus(options, options.save_dir)

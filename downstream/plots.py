@@ -128,7 +128,7 @@ def plot_prediction(study: Study, model: APCModel, directory: Path) -> None:
     for axes, frames, title in zip(figure.subplots(2, 1, sharex=True), (log_mel, predicted), titles, strict=True):
         frames = frames[:MAX_PLOT_FRAMES]
         extent = (0, len(frames) / FRAMES_PER_SECOND, 0, frames.size(1))
-        axes.imshow(frames.T, origin="lower", aspect="auto", extent=extent, cmap="magma", **limits)
+        axes.imshow(frames.T.numpy(), origin="lower", aspect="auto", extent=extent, cmap="magma", **limits)
         axes.set_title(title, fontsize=8)
         axes.set_ylabel("mel bin")
     axes.set_xlabel("seconds")

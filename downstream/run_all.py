@@ -164,9 +164,9 @@ def run(options: argparse.Namespace) -> None:
     print(f"{report}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Train, probe, report."""
-    options = parse_options()
+    options = parse_options(arguments)
     reuse_freed_memory()
     with lock_directory(options.save_dir, "another run of run_all.py"):
         remove_leftovers(options.save_dir)

@@ -50,7 +50,7 @@ def identify(corpus: Corpus, features: FeatureSets, seed: int) -> float:
     return probe.error(sets[TEST])
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_corpus_options(parser)
@@ -60,12 +60,12 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=natural, default=0, help="The first of the seeds.")
     parser.add_argument("--device", default="auto", help="Where to extract features: auto, cpu, cuda or cuda:i.")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Identify, and print errors."""
-    options = parse_options()
+    options = parse_options(arguments)
     reuse_freed_memory()
     corpus = load_corpus(options, options.save_dir)
     results = {}

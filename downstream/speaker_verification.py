@@ -102,15 +102,16 @@ def cosine_scores(vectors: np.ndarray, trials: Trials) -> np.ndarray:
 def verify(corpus: Corpus, features: FeatureSets, trials: Trials) -> dict[str, float | None]:
     """Equal error rates, in shares of 1: 'cosine' and 'lda' (None where train has fewer than three speakers)."""
     train, test = (features[name].pooled.double().numpy() for name in (TRAIN, TEST))  # (utterances, size)
+    train, test = train - train.mean(0), test - train.mean(0)  # angles, before and after LDA, are seen from the mean
     speakers = corpus.speakers_of(TRAIN)
-    rates = {"cosine": equal_error_rate(cosine_scores(test - train.mean(0), trials), trials.is_same), "lda": None}
+    rates = {"cosine": equal_error_rate(cosine_scores(test, trials), trials.is_same), "lda": None}
     if len(set(speakers)) > 2:  # two speakers differ along a line, where every cosine is 1 or -1
         lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(train, speakers)
         rates["lda"] = equal_error_rate(cosine_scores(lda.transform(test), trials), trials.is_same)
     return rates
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_corpus_options(parser)
@@ -119,12 +120,12 @@ def parse_options() -> argparse.Namespace:
         help="Take the trials from this file: lines of `1 utterance utterance`, 0 for other speakers.")  # fmt: skip
     parser.add_argument("--seed", type=natural, default=0, help="Decides which pairs are tried, where there are many.")
     parser.add_argument("--device", default="auto", help="Where to extract features: auto, cpu, cuda or cuda:i.")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Verify, and print equal error rates."""
-    options = parse_options()
+    options = parse_options(arguments)
     reuse_freed_memory()
     corpus = load_corpus(options, options.save_dir)
     if options.trials:

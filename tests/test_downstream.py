@@ -1,0 +1,168 @@
+"""Facts about downstream/: on generated speech that is easy to tell apart, and of the whole run on real speech."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from downstream import phone_classification, run_all, speaker_identification, speaker_verification
+from load_pretrained_model import load_pretrained
+from utils.errors import InputError
+from utils.log_mel import SAMPLE_RATE
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "librispeech_data" / "sample"
+SPEAKERS = {"ann": (200, 400), "bob": (600, 900), "cid": (4000, 5000)}  # Hz at which their voices are loud
+PHONES = {"SIL": (0, 60), "LOW": (100, 1000), "HIGH": (3000, 7000)}  # Hz
+SECONDS = 0.2  # of each phone
+QUICK = "--quick --time_shifts 3 --epochs 2 --num_workers 0"
+
+
+def say(phone: str, voice: tuple[int, int], random: np.random.Generator) -> np.ndarray:
+    """Noise in a phone's band, coloured by the speaker's voice."""
+    samples = int(SECONDS * SAMPLE_RATE)
+    spectrum = np.fft.rfft(random.standard_normal(samples))
+    hz = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
+    low, high = PHONES[phone]
+    loud = np.where((hz >= low) & (hz <= high), 1.0, 1e-3) * np.where((hz >= voice[0]) & (hz <= voice[1]), 4.0, 1.0)
+    return np.fft.irfft(spectrum * loud)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Three speakers of three phones: DIR/audio/{train,dev,test}/<speaker>/*.wav and DIR/phones.ctm."""
+    root, random, lines = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0), []
+    for name, count in {"train": 4, "dev": 1, "test": 3}.items():
+        for speaker, voice in SPEAKERS.items():
+            (root / "audio" / name / speaker).mkdir(parents=True)
+            for number in range(count):
+                phones = random.permutation(list(PHONES) * 2)
+                waveform = np.concatenate([say(phone, voice, random) for phone in phones])
+                utterance = f"{speaker}_{name}{number}"
+                waveform = 0.5 * waveform / np.abs(waveform).max()
+                soundfile.write(root / "audio" / name / speaker / f"{utterance}.wav", waveform, SAMPLE_RATE)
+                lines += [f"{utterance} 1 {SECONDS * i:.2f} {SECONDS} {phone}\n" for i, phone in enumerate(phones)]
+    (root / "phones.ctm").write_text("".join(lines))
+    return root
+
+
+def arguments(corpus, tmp_path, *more):
+    """The command line of a probe's script."""
+    return ["--data", str(corpus), "--save_dir", str(tmp_path / "out"), "--num_workers", "0",
+            "--save", str(tmp_path / "results.json"), *map(str, more)]  # fmt: skip
+
+
+def results(tmp_path):
+    """What a probe's script wrote."""
+    return json.loads((tmp_path / "results.json").read_text())
+
+
+def test_phones_that_sound_apart_are_classified_and_the_window_explains_the_rest(corpus, tmp_path, capsys):
+    phone_classification.main(arguments(corpus, tmp_path, "--context", 2, "--seeds", 2))
+    (runs,) = results(tmp_path)["runs"].values()
+    assert len(runs) == 2 and all(run["segment_error"] == 0 and run["frame_error"] < 0.1 for run in runs)
+    assert np.sum(runs[0]["confusion"]) == 9 * 118  # all frames of the test set: 1.2 s are 118 windows
+    printed = capsys.readouterr().out
+    assert "log Mel, 2 frames before and 2 after, linear: error per frame" in printed and "error by phone" in printed
+
+
+def test_labels_that_are_late_cost_errors_until_they_are_shifted(corpus, tmp_path):
+    late = tmp_path / "late.ctm"
+    rows = [line.split() for line in (corpus / "phones.ctm").read_text().splitlines()]
+    late.write_text("".join(f"{u} {c} {float(s) + 0.06:.2f} {d} {p}\n" for u, c, s, d, p in rows))
+    errors = []
+    for more in ((), ("--label_shift", 60)):
+        phone_classification.main(arguments(corpus, tmp_path, "--seeds", 1, "--labels", late, *more))
+        errors.append(results(tmp_path)["runs"]["log Mel"][0]["frame_error"])
+    assert errors[0] > 0.2 and errors[1] < 0.1
+
+
+def test_speakers_who_sound_apart_are_verified_and_identified(corpus, tmp_path):
+    speaker_verification.main(arguments(corpus, tmp_path))
+    assert results(tmp_path)["log Mel"]["lda"] == 0
+    assert results(tmp_path)["log Mel"]["cosine"] < 0.3
+    speaker_identification.main(arguments(corpus, tmp_path, "--seeds", 2))
+    assert results(tmp_path)["log Mel"] == [0, 0]
+
+
+def test_a_held_out_speaker_is_verified_but_cannot_be_identified(corpus, tmp_path):
+    held_out = arguments(corpus, tmp_path, "--held_out_speakers", "bob", "cid")
+    speaker_verification.main(held_out)
+    assert results(tmp_path)["log Mel"]["lda"] is None  # one speaker is left to learn from
+    with pytest.raises(InputError, match="the training set has one speaker"):
+        speaker_identification.main(held_out)
+
+
+def test_a_set_without_labels_is_one_line(corpus, tmp_path):
+    labels = tmp_path / "other.ctm"
+    labels.write_text("someone 1 0 1 A\n")
+    with pytest.raises(
+        InputError, match=r"other\.ctm has no label for the 12 utterances of .*train, such as ann_train0"
+    ):
+        phone_classification.main(arguments(corpus, tmp_path, "--labels", labels))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """run_all.py on the bundled sample, left alone."""
+    directory = tmp_path_factory.mktemp("whole")
+    run_all.main(["--data", str(SAMPLE), "--save_dir", str(directory), *QUICK.split()])
+    return directory
+
+
+def test_one_command_trains_probes_and_reports(whole):
+    report = (whole / "report" / "report.md").read_text()
+    rows = [line for line in report.splitlines() if line.startswith("| ") and "---" not in line]
+    assert len(rows) == 1 + 3 + 2 + 3 + 3  # header; classifiers on log Mel; two stacks; random and trained layers
+    assert "mlp3 on log Mel" in report and "deviations of the difference" in report
+    assert "Speaker tasks: none (the training set has one speaker)" in report
+    for picture in ("layers", "time_shifts", "epochs", "confusion", "prediction"):
+        assert f"({picture}.png)" in report
+        assert 1000 < (whole / "report" / f"{picture}.png").stat().st_size < 100_000
+    assert load_pretrained(whole / "models/apc-ts3.dir/apc-ts3__epoch_2.model").time_shift == 3
+    result = json.loads((whole / "results/phones__ts3_epoch2__1__linear__seed0.json").read_text())
+    assert 0 < result["frame_error"] < 1 and np.sum(result["confusion"]) == 528  # frames of the test utterance
+
+
+def test_killed_while_training_it_goes_on_and_nothing_tells(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("models", "report", "*__ts3_*"))
+    command = ["--data", str(SAMPLE), "--save_dir", str(tmp_path), *QUICK.split()]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "downstream/run_all.py"), *command],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        assert any("epoch 1: training loss" in line for line in process.stdout)
+        process.send_signal(signal.SIGKILL)
+        process.stdout.read()  # ends when the training has ended as well
+    assert not (tmp_path / "report").exists()
+    run_all.main(command)
+    for path in [*(whole / "results").iterdir(), *(whole / "models/apc-ts3.dir").glob("*.model")]:
+        assert (tmp_path / path.relative_to(whole)).read_bytes() == path.read_bytes(), path
+    assert (tmp_path / "report/report.md").read_bytes() == (whole / "report/report.md").read_bytes()
+
+
+def test_results_that_are_there_are_not_made_again(whole, monkeypatch, capsys):
+    monkeypatch.setattr("downstream.study.classify_phones", None)
+    monkeypatch.setattr("subprocess.Popen", None)
+    run_all.main(["--data", str(SAMPLE), "--save_dir", str(whole), *QUICK.split()])
+    assert "| random APC | 0 | linear |" in capsys.readouterr().out
+
+
+def test_other_options_are_not_mixed_with_results_that_are_there(whole):
+    with pytest.raises(
+        InputError, match="holds other results: hidden_size was 64 and is now 32; give another --save_dir"
+    ):
+        run_all.main(["--data", str(SAMPLE), "--save_dir", str(whole), *QUICK.split(), "--hidden_size", "32"])
+
+
+def test_a_random_network_is_decided_by_its_seed_alone():
+    config = run_all.rnn_config(run_all.parse_options(["--data", ".", "--quick"]), 80)
+    first, again, other = (run_all.random_model(config, seed).postnet.layer.weight for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)

@@ -1,0 +1,106 @@
+"""Facts about what TensorBoard shows of each epoch: it is there, and training does not feel it."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_prepared
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train_apc
+from apc_model import APCModel
+from datasets import LibriSpeech
+from utils import RNNConfig
+from utils.figures import draw_epoch
+
+MEL = 5
+OPTIONS = (
+    f"train_apc.py --feature_dim {MEL} --rnn_hidden_size 8 --rnn_num_layers 2 --rnn_dropout 0.5 --batch_size 4 "
+    "--epochs 2 --load_data_workers 0 --librispeech_path data --train_split train --val_split dev --time_shift 2"
+)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A directory with prepared splits."""
+    monkeypatch.chdir(tmp_path)
+    make_prepared(tmp_path / "data/train", [30, 17, 25, 8, 29, 12], 30, MEL)
+    make_prepared(tmp_path / "data/dev", [30, 12, 4, 9, 21, 15], 30, MEL, seed=1)
+    return tmp_path
+
+
+def train(monkeypatch, name):
+    """Run train_apc.py in this process, and return the experiment's directory."""
+    monkeypatch.setattr(sys, "argv", [*OPTIONS.split(), "--experiment_name", name])
+    train_apc.main()
+    return f"logs/{name}.dir"
+
+
+def test_every_epoch_shows_predictions_errors_by_mel_bin_and_features_by_layer(workplace, monkeypatch):
+    events = EventAccumulator(f"{train(monkeypatch, 'drawn')}/drawn.tb_log", size_guidance={"images": 0}).Reload()
+    pictures = events.Tags()["images"]
+    assert pictures == ["prediction/spk0-0000", "prediction/spk1-0001"]  # the same ones each epoch
+    assert [event.step for event in events.Images(pictures[0])] == [2, 4]
+    first = events.Images(pictures[0])[0]
+    assert (first.width, first.height) == (2 * (30 - 2), 2 * (2 * MEL + 4))
+    assert events.Tags()["histograms"] == ["epoch/l1_by_mel_bin", "features/layer_0", "features/layer_1"]
+    assert events.Histograms("features/layer_1")[0].histogram_value.num == (30 + 12 + 9 + 21) * 8  # true frames only
+
+
+def test_the_height_of_a_bar_is_the_error_of_its_mel_bin(workplace):
+    class Writer:
+        """Keeps what it is given."""
+
+        def add_image(self, *_):
+            """Not looked at."""
+
+        add_histogram = add_image
+
+        def add_histogram_raw(self, tag, **content):
+            """The bars."""
+            self.bars = content["bucket_counts"]
+
+    dataset, writer = LibriSpeech("data/dev", longer_than=2), Writer()
+    model = APCModel(MEL, None, RNNConfig(MEL, 8, 2, 0.0, True))
+    draw_epoch(writer, model, dataset, time_shift=2, step=1)
+    errors = []
+    for index in (0, 1, 3, 4):  # four of six, spread over the set
+        x, length = dataset[index]
+        with torch.no_grad():
+            predicted, _ = model(x[None, :length], [length])
+        errors.append((predicted[0, : length - 2] - x[2:length]).abs())
+    assert writer.bars == pytest.approx(torch.cat(errors).mean(0).tolist(), rel=1e-5)
+
+
+def test_weights_are_the_same_bits_with_and_without_figures(workplace, monkeypatch):
+    drawn = train(monkeypatch, "drawn")
+    monkeypatch.setattr(train_apc, "draw_epoch", lambda *_: None)
+    plain = train(monkeypatch, "plain")
+    first, second = (torch.load(f"{path}/{name}__epoch_2.model") for path, name in ((drawn, "drawn"), (plain, "plain")))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_figure_that_cannot_be_drawn_is_a_warning(workplace, monkeypatch):
+    def fail(*_):
+        raise MemoryError("no room for a picture")
+
+    monkeypatch.setattr("utils.figures._picture", fail)
+    directory = train(monkeypatch, "drawn")
+    log = (workplace / directory / "drawn.log").read_text()
+    assert "no figures of step 2: no room for a picture" in log and "done: 4 steps" in log
+
+
+def test_nothing_random_is_drawn_and_the_model_stays_in_its_mode(workplace):
+    class Writer:
+        """Takes anything."""
+
+        def __getattr__(self, _):
+            return lambda *_, **__: None
+
+    model = APCModel(MEL, None, RNNConfig(MEL, 8, 2, 0.5, True)).train()
+    torch.manual_seed(3)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    draw_epoch(Writer(), model, LibriSpeech("data/dev", longer_than=2), 2, 1)
+    assert model.training and torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)

@@ -1,0 +1,78 @@
+"""Facts about splits: no utterance, and with held-out speakers no speaker, is in two sets."""
+
+from pathlib import Path
+
+import pytest
+
+from downstream.splits import SETS, find_splits
+from utils.errors import InputError
+
+
+def make_audio(root: Path, tree: dict[str, list[str]]) -> Path:
+    """Empty audio files: {'train/ann': ['u1', ...]}."""
+    for folder, utterances in tree.items():
+        (root / folder).mkdir(parents=True)
+        for utterance in utterances:
+            (root / folder / f"{utterance}.flac").touch()
+    return root
+
+
+@pytest.fixture
+def audio(tmp_path):
+    """Three speakers, who are in every set but for cid, who is not in dev."""
+    return make_audio(tmp_path, {
+        "train/ann": ["a1", "a2", "a3"], "train/bob": ["b1", "b2"], "train/cid": ["c1"],
+        "dev/ann": ["a4"], "dev/bob": ["b3"], "test/ann": ["a5"], "test/bob": ["b4"], "test/cid": ["c2", "c3"],
+    })  # fmt: skip
+
+
+def ids(splits):
+    """The utterance ids of each set."""
+    return {name: {u.utterance for u in splits.sources[name].utterances()} for name in SETS}
+
+
+def test_the_directories_are_the_sets_and_the_folders_the_speakers(audio):
+    splits = find_splits(audio)
+    assert ids(splits) == {"train": {"a1", "a2", "a3", "b1", "b2", "c1"}, "dev": {"a4", "b3"},
+                           "test": {"a5", "b4", "c2", "c3"}}  # fmt: skip
+    assert splits.speakers["c2"] == "cid" and splits.speakers_from == "the parent directory"
+
+
+def test_held_out_speakers_are_in_the_test_set_only_and_nobody_else_is(audio):
+    splits = find_splits(audio, ["bob", "cid"])
+    assert ids(splits) == {
+        "train": {"a1", "a2", "a3"},
+        "dev": {"a4"},
+        "test": {"b1", "b2", "b3", "b4", "c1", "c2", "c3"},
+    }
+    speakers = {name: {splits.speakers[u] for u in of_set} for name, of_set in ids(splits).items()}
+    assert speakers == {"train": {"ann"}, "dev": {"ann"}, "test": {"bob", "cid"}}
+
+
+def test_an_utterance_in_two_sets_is_refused(audio):
+    make_audio(audio, {"test/dora": ["a1"]})
+    with pytest.raises(InputError, match=r"test/dora/a1\.flac: utterance a1 is in train as well"):
+        find_splits(audio)
+
+
+def test_without_a_test_set_dev_tests_and_a_part_of_train_chooses(tmp_path):
+    splits = find_splits(make_audio(tmp_path, {"train": [f"s-c-{n}" for n in range(7)], "dev": ["s-c-8"]}))
+    found = ids(splits)
+    assert found["test"] == {"s-c-8"} and len(found["dev"]) == 2 and len(found["train"]) == 5
+    assert not found["dev"] & found["train"]
+    assert set(splits.speakers.values()) == {"s"}  # ids of LibriSpeech's form say who speaks
+
+
+@pytest.mark.parametrize(
+    ("held_out", "told"),
+    [(["eve"], "there is no speaker eve, but ann, bob, cid"), (["ann", "bob"], "leaves no utterance in dev")],
+)
+def test_speakers_that_cannot_be_held_out_are_refused(audio, held_out, told):
+    with pytest.raises(InputError, match=told):
+        find_splits(audio, held_out)
+
+
+def test_a_missing_set_is_named(tmp_path):
+    make_audio(tmp_path, {"train/ann": ["a1"]})
+    with pytest.raises(InputError, match=r"dev is not a directory"):
+        find_splits(tmp_path)
