@@ -8,13 +8,14 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from downstream.features import Utterances, read_utterances
+from downstream.features import FeatureSets, Utterances, log_mel_features, model_features, read_utterances
 from downstream.labels import PhoneLabels, read_labels
 from downstream.splits import SETS, TRAIN, Splits, find_splits
+from load_pretrained_model import load_pretrained, pick_layers
 from utils.normalization import BY_MAP, Speakers
+from utils.options import pick_device
 from utils.preparing import Options, prepare
 
-NORMS = ("global", "speaker", "utterance")
 MAX_SEQ_LEN = 1600  # frames, as prepare_data.py has it
 
 
@@ -36,23 +37,6 @@ class Corpus(NamedTuple):
     def speakers_of(self, name: str) -> list[str]:
         """The speaker of each utterance of a set."""
         return [self.speakers[utterance] for utterance in self.sets[name].ids]
-
-
-def add_corpus_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what corpus, how it is split, and how it is normalised."""
-    add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="DIR",
-        help="The corpus: audio/{train,dev,test} and phones.ctm are in this directory.")  # fmt: skip
-    add("--labels", type=Path, metavar="FILE",
-        help="Phone labels elsewhere: a CTM (.ctm), or lines of `utterance label label ...` at 100 Hz.")  # fmt: skip
-    add("--label_shift", type=float, metavar="MS",
-        help="Take the labels this much earlier: the alignments of some corpora are late by a constant.")  # fmt: skip
-    add("--held_out_speakers", nargs="+", metavar="SPEAKER",
-        help="Test on these speakers and train on the others, instead of testing on audio/test.")  # fmt: skip
-    add("--norm", choices=NORMS, default=NORMS[0],
-        help="Scale log Mel to zero mean and unit variance by train's statistics, or by each speaker's or "
-        "utterance's own (by which speakers are harder to tell apart).")  # fmt: skip
-    add("--num_workers", type=int, default=2, metavar="N", help="Prepare in this many processes.")
 
 
 def load_corpus(options: argparse.Namespace, save_dir: Path) -> Corpus:
@@ -81,3 +65,17 @@ def prepare_set(splits: Splits, name: str, prepared: Path, options: argparse.Nam
         Options(MAX_SEQ_LEN, options.num_workers, norm=options.norm, speakers=rule,
                 norm_from=prepared / TRAIN if is_like_train else None),
     )  # fmt: skip
+
+
+def chosen_features(
+    corpus: Corpus, options: argparse.Namespace, context: tuple[int, int] = (0, 0)
+) -> dict[str, FeatureSets]:
+    """The features that the options name, under a name for each: one of log Mel, or one a layer."""
+    if options.checkpoint is None:
+        around = f", {context[0]} frames before and {context[1]} after" if any(context) else ""
+        return {f"log Mel{around}": {name: log_mel_features(corpus.sets[name], context) for name in SETS}}
+    device = pick_device(options.device)
+    model = load_pretrained(options.checkpoint, device, options.residual)
+    layers = pick_layers(options.layer, model)
+    by_set = {name: model_features(model, corpus.sets[name], device) for name in SETS}
+    return {f"layer {layer}": {name: by_set[name][layer] for name in SETS} for layer in layers}

@@ -62,6 +62,9 @@ class Features(NamedTuple):
         return Labelled(self.frames, utterances.labels)
 
 
+FeatureSets = dict[str, Features]  # of 'train', 'dev' and 'test'
+
+
 def read_utterances(prepared: Path, labels: PhoneLabels) -> Utterances:
     """Read a prepared directory, and the phone of each of its frames.
 

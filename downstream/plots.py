@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from apc_model import APCModel
-from downstream.phone_classification import mean_and_deviation
 from downstream.plan import RANDOM, Best, Plan, best_random_layer
 from downstream.probes import CLASSIFIERS
+from downstream.scoring import mean_and_deviation
 from downstream.splits import TEST
 from downstream.study import LINEAR, Study
 from utils.files import atomic_write

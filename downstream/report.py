@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from apc_model import APCModel
-from downstream.phone_classification import mean_and_deviation, percent
 from downstream.plan import RANDOM, Best, Plan, best_random_layer, choose_best
 from downstream.plots import (
     FIGURES,
@@ -18,6 +17,7 @@ from downstream.plots import (
     plot_time_shifts,
 )  # fmt: skip
 from downstream.probes import CLASSIFIERS
+from downstream.scoring import mean_and_deviation, percent
 from downstream.splits import SETS, TEST, TRAIN
 from downstream.study import LINEAR, Study
 from utils.files import atomic_write

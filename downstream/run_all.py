@@ -29,8 +29,8 @@ from functools import partial
 import torch
 
 from apc_model import APCModel
-from downstream.corpus import add_corpus_options, load_corpus
-from downstream.phone_classification import add_probe_options, probe_options
+from downstream.corpus import load_corpus
+from downstream.options import add_corpus_options, add_probe_options, add_run_options, probe_options
 from downstream.plan import Plan, choose_best
 from downstream.probes import CLASSIFIERS
 from downstream.report import write_report
@@ -53,8 +53,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_corpus_options(parser)
+    add_run_options(parser, "Train each probe with this many seeds.")
     add = parser.add_argument
-    add("--save_dir", type=Path, default=Path("logs/downstream"), metavar="DIR", help="Write everything below this.")
     add("--quick", action="store_true", help="Small models, little training: see that everything runs, in minutes.")
     add("--time_shifts", type=positive, nargs="+", default=[1, 3, 5, 10], metavar="N",
         help="Train a model to predict each of these numbers of frames ahead.")  # fmt: skip

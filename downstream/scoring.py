@@ -1,5 +1,6 @@
 """Errors of classifiers and of verification."""
 
+import statistics
 from typing import NamedTuple
 
 import numpy as np
@@ -61,3 +62,14 @@ def equal_error_rate(scores: np.ndarray, is_same: np.ndarray) -> float:
     before = after - 1  # gap[0] is -1
     share = -gap[before] / (gap[after] - gap[before])
     return float(false_accepts[before] + share * (false_accepts[after] - false_accepts[before]))
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float, float]:
+    """Mean, and sample standard deviation (0 of a single value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def percent(values: list[float]) -> str:
+    """Errors of several seeds as 'mean ± deviation', in percent."""
+    mean, deviation = mean_and_deviation(values)
+    return f"{100 * mean:.2f}" if len(values) == 1 else f"{100 * mean:.2f} ± {100 * deviation:.2f}"

@@ -18,11 +18,13 @@ import argparse
 
 import torch
 
-from downstream.corpus import Corpus, add_corpus_options, load_corpus
-from downstream.phone_classification import FeatureSets, add_feature_options, chosen_features, percent
+from downstream.corpus import Corpus, chosen_features, load_corpus
+from downstream.features import FeatureSets
+from downstream.options import add_corpus_options, add_feature_options, add_run_options
 from downstream.probes import Labelled, ProbeOptions, train_probe
+from downstream.scoring import percent
 from downstream.splits import DEV, SETS, TEST, TRAIN
-from utils.command_line import HelpFormatter, natural, positive
+from utils.command_line import HelpFormatter
 from utils.errors import InputError, run_script
 from utils.files import write_json
 from utils.memory import reuse_freed_memory
@@ -54,12 +56,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_corpus_options(parser)
+    add_run_options(parser, "Train each classifier with this many seeds.")
     add_feature_options(parser)
-    parser.add_argument(
-        "--seeds", type=positive, default=3, metavar="N", help="Train each classifier with this many seeds."
-    )
-    parser.add_argument("--seed", type=natural, default=0, help="The first of the seeds.")
-    parser.add_argument("--device", default="auto", help="Where to extract features: auto, cpu, cuda or cuda:i.")
     return parser.parse_args(arguments)
 
 

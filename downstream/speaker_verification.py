@@ -22,11 +22,12 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from downstream.corpus import Corpus, add_corpus_options, load_corpus
-from downstream.phone_classification import FeatureSets, add_feature_options, chosen_features
+from downstream.corpus import Corpus, chosen_features, load_corpus
+from downstream.features import FeatureSets
+from downstream.options import add_corpus_options, add_feature_options, add_run_options
 from downstream.scoring import equal_error_rate
 from downstream.splits import TEST, TRAIN
-from utils.command_line import HelpFormatter, natural
+from utils.command_line import HelpFormatter
 from utils.errors import InputError, one_line, run_script
 from utils.files import write_json
 from utils.memory import reuse_freed_memory
@@ -115,11 +116,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_corpus_options(parser)
+    add_run_options(parser)
     add_feature_options(parser)
     parser.add_argument("--trials", type=Path, metavar="FILE",
         help="Take the trials from this file: lines of `1 utterance utterance`, 0 for other speakers.")  # fmt: skip
-    parser.add_argument("--seed", type=natural, default=0, help="Decides which pairs are tried, where there are many.")
-    parser.add_argument("--device", default="auto", help="Where to extract features: auto, cpu, cuda or cuda:i.")
     return parser.parse_args(arguments)
 
 

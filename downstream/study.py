@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from apc_model import APCModel
 from downstream.corpus import Corpus
-from downstream.features import log_mel_features, model_features
-from downstream.phone_classification import FeatureSets, classify_phones, mean_and_deviation, percent
+from downstream.features import FeatureSets, log_mel_features, model_features
+from downstream.phone_classification import classify_phones
 from downstream.probes import ProbeOptions
+from downstream.scoring import mean_and_deviation, percent
 from downstream.speaker_identification import identify
 from downstream.speaker_verification import make_trials, verify
 from downstream.splits import DEV, SETS, TEST, TRAIN

@@ -70,7 +70,7 @@ def test_phones_that_sound_apart_are_classified_and_the_window_explains_the_rest
     assert len(runs) == 2 and all(run["segment_error"] == 0 and run["frame_error"] < 0.1 for run in runs)
     assert np.sum(runs[0]["confusion"]) == 9 * 118  # all frames of the test set: 1.2 s are 118 windows
     printed = capsys.readouterr().out
-    assert "log Mel, 2 frames before and 2 after, linear: error per frame" in printed and "error by phone" in printed
+    assert "log Mel, 2 frames before and 2 after, linear: error per frame" in printed and "by phone, per frame: " in printed
 
 
 def test_labels_that_are_late_cost_errors_until_they_are_shifted(corpus, tmp_path):
