@@ -48,10 +48,8 @@ class Claim(NamedTuple):
     @property
     def deviations(self) -> float:
         """By how many deviations of the difference the trained layer is better."""
-        deviation = math.hypot(self.best[1], self.other[1])
-        return (self.other[0] - self.best[0]) / deviation if deviation else math.copysign(
-            math.inf, self.other[0] - self.best[0]
-        )  # fmt: skip
+        difference, deviation = self.other[0] - self.best[0], math.hypot(self.best[1], self.other[1])
+        return difference / deviation if deviation else math.copysign(math.inf, difference)
 
     @property
     def holds(self) -> bool:
@@ -113,11 +111,11 @@ def claim_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     for claim in claims(study, plan, best):
         row = claim.baseline
         layer = f", layer {row.layer}" if row.shows_layer else ""
-        numbers = ", ".join(
+        best_error, error = (
             f"{100 * mean:.2f} ± {100 * deviation:.2f} %" for mean, deviation in (claim.best, claim.other)
         )
-        verdict = "lower" if claim.holds else "**not** lower"
-        lines.append(f"- {verdict} than {row.classifier} on {row.name}{layer}: {numbers.replace(', ', ' against ')} "
+        verdict = "lower" if claim.holds else "**not** clearly lower"
+        lines.append(f"- {verdict} than {row.classifier} on {row.name}{layer}: {best_error} against {error} "
                      f"({claim.deviations:.1f} deviations of the difference)")  # fmt: skip
     return lines
 

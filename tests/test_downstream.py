@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from downstream import phone_classification, run_all, speaker_identification, speaker_verification
+from downstream.report import Claim, Row
 from load_pretrained_model import load_pretrained
 from utils.errors import InputError
 from utils.log_mel import SAMPLE_RATE
@@ -70,7 +71,8 @@ def test_phones_that_sound_apart_are_classified_and_the_window_explains_the_rest
     assert len(runs) == 2 and all(run["segment_error"] == 0 and run["frame_error"] < 0.1 for run in runs)
     assert np.sum(runs[0]["confusion"]) == 9 * 118  # all frames of the test set: 1.2 s are 118 windows
     printed = capsys.readouterr().out
-    assert "log Mel, 2 frames before and 2 after, linear: error per frame" in printed and "by phone, per frame: " in printed
+    assert "log Mel, 2 frames before and 2 after, linear: error per frame" in printed
+    assert "by phone, per frame: " in printed
 
 
 def test_labels_that_are_late_cost_errors_until_they_are_shifted(corpus, tmp_path):
@@ -166,3 +168,11 @@ def test_a_random_network_is_decided_by_its_seed_alone():
     config = run_all.rnn_config(run_all.parse_options(["--data", ".", "--quick"]), 80)
     first, again, other = (run_all.random_model(config, seed).postnet.layer.weight for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("best", "other", "holds"),
+    [((0.40, 0.01), (0.45, 0.01), True), ((0.40, 0.02), (0.45, 0.02), False), ((0.45, 0.0), (0.40, 0.0), False)],
+)
+def test_a_claim_holds_where_the_difference_is_more_than_two_of_its_deviations(best, other, holds):
+    assert Claim(Row("log Mel", "log_mel", 0), best, other).holds is holds
