@@ -52,6 +52,8 @@ def test_the_height_of_a_bar_is_the_error_of_its_mel_bin(workplace):
     class Writer:
         """Keeps what it is given."""
 
+        log_dir = "curves"
+
         def add_image(self, *_):
             """Not looked at."""
 
@@ -94,6 +96,8 @@ def test_a_figure_that_cannot_be_drawn_is_a_warning(workplace, monkeypatch):
 def test_nothing_random_is_drawn_and_the_model_stays_in_its_mode(workplace):
     class Writer:
         """Takes anything."""
+
+        log_dir = "curves"
 
         def __getattr__(self, _):
             return lambda *_, **__: None

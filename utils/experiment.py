@@ -205,9 +205,15 @@ class Experiment:
         for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(log_path)):
             handler.setFormatter(formatter)
             log.addHandler(handler)
-            stack.callback(handler.close)
+            stack.callback(_close, handler, log_path)
             stack.callback(log.removeHandler, handler)
         stack.enter_context(logging_redirect_tqdm([log]))
+
+
+def _close(handler: logging.Handler, path: Path) -> None:
+    """Close a log, which writes again what a full disk did not take."""
+    with naming_file(path):
+        handler.close()
 
 
 def _print_but_for_os_errors(failed: threading.ExceptHookArgs) -> None:

@@ -4,10 +4,12 @@
     epoch/l1_by_mel_bin      the L1 error by mel bin: a bin of the histogram is a mel bin
     features/layer_i         histograms of each layer's hidden states
 
-For looking at only: nothing here draws from a random generator, changes the model, or can end a training.
+For looking at only: nothing here draws from a random generator, changes the model, or can end a training, but for a
+full disk, which the curves meet as well.
 """
 
 import logging
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.errors import one_line
+from utils.files import naming_file
 
 PICTURES = 2  # utterances that are drawn
 UTTERANCES = 4  # that errors and histograms are of
@@ -36,7 +39,7 @@ class Utterances(Protocol):
 
 
 def draw_epoch(writer: SummaryWriter, model: torch.nn.Module, val_set: Utterances, time_shift: int, step: int) -> None:
-    """Draw what a model predicts; a failure is a warning.
+    """Draw what a model predicts; a failure is a warning, but for a full disk.
 
     Args:
         writer: where to.
@@ -48,7 +51,10 @@ def draw_epoch(writer: SummaryWriter, model: torch.nn.Module, val_set: Utterance
     was_training = model.training
     model.eval()
     try:
-        _draw(writer, model, val_set, time_shift, step)
+        with naming_file(Path(writer.log_dir)):
+            _draw(writer, model, val_set, time_shift, step)
+    except OSError:  # the disk is full, which the curves meet as well, and which resuming can mend
+        raise
     except Exception as error:  # whatever it is, weeks of training are worth more
         log.warning("TensorBoard gets no figures of step %d: %s", step, one_line(error, 200))
     finally:

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from apc_model import APCModel
 from utils import RNNConfig
+from utils.options import MAY_CHANGE
 
 ROOT = Path(__file__).parent.parent.parent
 SEQ, MEL, HIDDEN = 30, 5, 8
@@ -134,7 +135,8 @@ def experiment(directory: Path) -> dict[str, Any]:
     names = [name for name in events.Tags()["scalars"] if not name.endswith(SPEED)]
     curves = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
     weights = {path.name: path.read_bytes() for path in directory.glob("*.model")}
-    return weights | curves | {"config": json.loads((directory / "config.json").read_text())}
+    config = json.loads((directory / "config.json").read_text())
+    return weights | curves | {"config": {name: value for name, value in config.items() if name not in MAY_CHANGE}}
 
 
 PREPARE = Job(
