@@ -10,9 +10,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.default in (None, argparse.SUPPRESS) or isinstance(action.default, bool):
+        if action.default in (None, "", argparse.SUPPRESS) or isinstance(action.default, bool):
             return text
-        default = " ".join(action.default) if isinstance(action.default, list) else action.default
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
         return f"{text} (default: {default})".replace("%", "%%") if "%" not in text else text
 
 
