@@ -116,8 +116,7 @@ def model_features(model: APCModel, utterances: Utterances, device: torch.device
     has_phone = [phones != NO_PHONE for phones in utterances.phones]
     counts = [int(mask.sum()) for mask in has_phone]
     starts = np.concatenate([[0], np.cumsum(counts)])  # of each utterance in the matrix of labelled frames
-    num_layers = model.rnn_config.num_layers + (model.prenet is not None)
-    size = model.rnn_config.hidden_size
+    num_layers, size = model.num_feats, model.rnn_config.hidden_size
     frames = torch.empty(num_layers, int(starts[-1]), size)
     pooled = torch.empty(num_layers, len(counts), size)
     for indices in _by_length(utterances):
