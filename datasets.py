@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.batch_order import BatchOrder, deal
 from utils.errors import InputError, one_line
 from utils.prepared import TENSOR_SUFFIX, load_lengths, load_tensor, read_bytes
-from utils.signals import ignore_in_worker
+from utils.signals import start_worker
 
 FRAMES_PER_HOUR = 360_000  # of 10 ms
 TOLD_BY = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
@@ -198,7 +198,7 @@ def make_loader(
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=ignore_in_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # the loader seeds its workers: not from the generator that dropout uses
     )
 

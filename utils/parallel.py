@@ -2,9 +2,7 @@
 
 import concurrent.futures
 import multiprocessing
-import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from utils.errors import InputError
-from utils.signals import ignore_in_worker
+from utils.signals import start_worker
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -78,12 +76,6 @@ def _in_order(
 
 
 def _start_worker() -> None:
-    """One thread a worker, signals left to the parent, and an end when the parent ends, however it does."""
-    ignore_in_worker()
+    """One thread a worker."""
+    start_worker()
     torch.set_num_threads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)

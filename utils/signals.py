@@ -1,8 +1,10 @@
 """SIGINT and SIGTERM as a request to finish what is under way, so that nothing is lost."""
 
 import math
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -57,10 +59,18 @@ class StopRequest:
             raise Stopped(self.signum, f"{told}; {self.how_to_continue}" if self.how_to_continue else told)
 
 
-def ignore_in_worker(*_: object) -> None:
-    """Leave signals to the parent: a terminal or scheduler sends them to every process of the group.
+def start_worker(*_: object) -> None:
+    """What a worker process does first: leave signals to its parent, and see to it that it ends when the parent does.
 
-    A worker lives on for WORKER_GRACE seconds after SIGTERM, in which the parent finishes its step and lets it go.
+    A terminal or scheduler sends signals to every process of the group. A worker lives on for WORKER_GRACE seconds
+    after SIGTERM, in which the parent finishes its step and lets it go. PyTorch's own watch over the parent does not
+    notice one that died while it was starting the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))  # SIGALRM, not handled, ends the process
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

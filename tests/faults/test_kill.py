@@ -4,6 +4,9 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from fault_runs import ALL_JOBS, JOBS, Ended, alive_in_group, left_alone, make_workplace, runs, until
@@ -126,3 +129,29 @@ def test_a_killed_run_leaves_no_process_behind(name, workplaces, tmp_path):
             return
         shutil.rmtree(tmp_path / job.out)
     raise AssertionError("no worker was ever there")
+
+
+ORPHAN = """
+import os, signal, sys
+import datasets
+from utils.signals import start_worker
+
+parent = os.getpid()
+
+def start_late(worker):
+    os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent:
+        pass
+    start_worker()
+
+datasets.start_worker = start_late
+dataset = datasets.LibriSpeech(sys.argv[1])
+next(datasets.batches(datasets.make_loader(dataset, [[0]], 1)))
+"""
+
+
+def test_a_worker_whose_parent_dies_while_it_starts_ends_as_well(prepared):
+    command = [sys.executable, "-c", ORPHAN, str(prepared)]
+    root = Path(__file__).parent.parent.parent
+    ended = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, timeout=60)  # returns when the last one ends
+    assert ended.returncode == -signal.SIGKILL
