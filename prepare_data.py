@@ -13,6 +13,7 @@ from pathlib import Path
 from utils.command_line import HelpFormatter, positive
 from utils.errors import run_script
 from utils.log_mel import FRAMES_PER_SECOND
+from utils.memory import reuse_freed_memory
 from utils.preparing import Options, Summary, prepare
 from utils.source_options import add_source_options, choose_norm, choose_speakers
 from utils.sources import ArchiveSource, AudioSource
@@ -71,6 +72,7 @@ def report(summary: Summary, args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Prepare a directory."""
     args = parse_arguments(arguments)
+    reuse_freed_memory()
     norm = choose_norm(args, is_audio=bool(args.librispeech_audio))
     if args.librispeech_audio:
         source = AudioSource.find(args.librispeech_audio, args.channel, args.resample)

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,15 +76,10 @@ class ToTensors(NamedTuple):
     normalize_each: bool  # by its own mean and variance
 
     def __call__(self, utterances: list[Any]) -> list[Outcome]:
-        """One outcome an utterance. A tensor is flushed to the disk while the next utterance is read and parsed."""
-        with ThreadPoolExecutor(1) as writer:
-            written: list[Future] = []
-            outcomes = [_outcome(lambda u: self._write(u, writer, written), utterance) for utterance in utterances]
-            for future in written:
-                future.result()
-        return outcomes
+        """One outcome an utterance."""
+        return [_outcome(self._write, utterance) for utterance in utterances]
 
-    def _write(self, utterance: Any, writer: ThreadPoolExecutor, written: list[Future]) -> Outcome:
+    def _write(self, utterance: Any) -> Outcome:
         frames = _load(utterance)
         if self.normalize_each:
             try:
@@ -95,8 +89,7 @@ class ToTensors(NamedTuple):
         length, mel_dim = min(len(frames), self.max_seq_len), frames.shape[1]
         padded = torch.zeros(self.max_seq_len, mel_dim)
         padded[:length] = torch.from_numpy(frames[:length])
-        path = self.directory / f"{utterance.utterance}{TENSOR_SUFFIX}"
-        written.append(writer.submit(save_tensor, path, padded))
+        save_tensor(self.directory / f"{utterance.utterance}{TENSOR_SUFFIX}", padded)
         return Outcome(length, mel_dim, len(frames) > self.max_seq_len)
 
 

@@ -198,7 +198,7 @@ class _Job:
         """Run a task over the utterances and hand each good outcome on, in order; list or raise the errors."""
         in_bytes = self.source.unit == "B"
         bar = tqdm(desc=label, total=self.source.total(), unit=self.source.unit, unit_scale=in_bytes, disable=None)
-        results = ordered_map(task, _chunks(utterances), self.options.num_workers)
+        results = ordered_map(task, in_chunks(utterances), self.options.num_workers)
         with bar, contextlib.closing(results):
             for chunk, outcomes in results:
                 for utterance, outcome in zip(chunk, outcomes, strict=True):
@@ -234,7 +234,7 @@ class _Job:
         return Summary(len(lengths), sum(lengths.values()), truncated, skipped, normalization)
 
 
-def _chunks(utterances: Iterator[Any]) -> Iterator[list[Any]]:
+def in_chunks(utterances: Iterator[Any]) -> Iterator[list[Any]]:
     """Utterances in lists that are worth a worker's while."""
     chunk, num_bytes = [], 0
     for utterance in utterances:

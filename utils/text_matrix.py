@@ -12,8 +12,7 @@ from utils.errors import InputError, one_line
 MAX_ROW_BYTES = 1 << 20  # longer lines are no frames
 MAX_UTTERANCE_BYTES = 64 << 20  # of text: about a quarter of an hour of 80-dim frames
 
-# To JSON in one pass: numbers stay, a space becomes a comma, and all else becomes what no JSON parser accepts.
-_TO_JSON = bytes(b if b in b"0123456789+-.eE\n" else ord(",") if b == ord(" ") else ord("!") for b in range(256))
+_SPACE_TO_COMMA = np.uint8(ord(",") - ord(" "))  # a bit pattern that a space does not have
 
 _parser = simdjson.Parser()  # keeps its buffers from one utterance to the next
 
@@ -55,14 +54,18 @@ def parse_rows(text: bytes, path: str, first_line: int, utterance: str) -> np.nd
 
 def _parse_plain(text: bytes) -> np.ndarray | None:
     """Parse rows of plain numbers, (frames, mel_dim) float64. None where the text is anything else, or ragged."""
+    if b"," in text or b"[" in text:  # which JSON would take for more numbers
+        return None
+    codes = np.frombuffer(text, np.uint8)
+    commas = (codes | (codes == ord(" ")) * _SPACE_TO_COMMA).tobytes()  # several times as fast as bytes.replace
     try:
-        rows = _parser.parse(b"".join((b"[[", text.translate(_TO_JSON).replace(b"\n", b"],["), b"]]")))
-    except (ValueError, RuntimeError):  # no JSON; an integer of more than 64 bits
+        rows = _parser.parse(b"".join((b"[[", commas.replace(b"\n", b"],["), b"]]")))
+        mel_dim = len(rows[0])
+        if mel_dim == 0 or set(map(len, rows)) != {mel_dim}:
+            return None
+        values = np.frombuffer(rows.as_buffer(of_type="d")).reshape(-1, mel_dim)
+    except (ValueError, RuntimeError, TypeError):  # no JSON, an integer of more than 64 bits, or no number
         return None
-    mel_dim = len(rows[0])
-    if mel_dim == 0 or any(len(row) != mel_dim for row in rows):
-        return None
-    values = np.frombuffer(rows.as_buffer(of_type="d")).reshape(-1, mel_dim)
     if not values.all() and b"-0" in text:
         return None  # JSON has no integer -0, so its sign may be lost
     return values
