@@ -16,6 +16,7 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,12 +26,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from common import interleaved_seconds, memory_mb
+from common import memory_mb, seconds_of
 
 from utils.kaldi_io import write_ark, write_blogmel
 from utils.log_mel import SAMPLE_RATE
+from utils.memory import reuse_freed_memory
 from utils.parallel import ordered_map
-from utils.preparing import Options, prepare
+from utils.preparing import Options, in_chunks, prepare
 from utils.sources import ArchiveSource, AudioSource
 from utils.utterances import Utterance
 
@@ -47,14 +49,19 @@ ARK, COPY, AUDIO = "binary .ark: this project", "a copy of the tensors", "audio:
 
 def main() -> None:
     options = parse_options()
+    reuse_freed_memory()  # as prepare_data.py does
     if options.memory_of:
         report_memory(Path(options.memory_of), options.num_workers)
         return
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+    if options.time_of:
+        with contextlib.redirect_stderr(io.StringIO()):
+            seconds = seconds_of(make_variants(Path(options.root), options)[options.time_of])
+        print(seconds)
+        return
+    with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         megabytes, seconds_of_audio = make_input(root, options)
-        variants = make_variants(root, options)
-        seconds = interleaved_seconds(variants, options.repeats)
+        seconds = median_seconds(root, options)
         memory = {count: peak_memory(root, count, options) for count in (options.frames, 10 * options.frames)}
     report(options, seconds, megabytes, seconds_of_audio, memory)
 
@@ -69,7 +76,9 @@ def parse_options() -> argparse.Namespace:
     add("--audio_files", type=int, default=200, help="Number of FLAC files of 10 seconds.")
     add("--repeats", type=int, default=3, help="Runs of each variant, of which the median counts.")
     add("--json", action="store_true", help="Print one JSON object instead of a table.")
-    add("--memory_of", help=argparse.SUPPRESS)
+    add("--memory_of", help=argparse.SUPPRESS)  # an archive: this process only measures the memory it takes
+    add("--time_of", help=argparse.SUPPRESS)  # a variant: this process only times it
+    add("--root", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -94,28 +103,39 @@ def make_input(root: Path, options: argparse.Namespace) -> tuple[float, int]:
     return (root / "in.blogmel").stat().st_size / 1e6, options.audio_files * AUDIO_SECONDS
 
 
+def median_seconds(root: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of each variant, in turns, each time in a new process and on a disk that has nothing to do."""
+    prepare(ArchiveSource([root / "in.ark"]), root / "reference", Options(MAX_SEQ_LEN, options.num_workers))
+    seconds = {name: [] for name in make_variants(root, options)}
+    settings = ["--num_workers", str(options.num_workers), "--root", str(root)]
+    for _ in range(options.repeats):
+        for name, values in seconds.items():
+            os.sync()
+            command = [sys.executable, __file__, "--time_of", name, *settings]
+            values.append(float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+            shutil.rmtree(root / "output", ignore_errors=True)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
 def make_variants(root: Path, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """Each variant's work, from input to files."""
-    prepared = root / "prepared"
+    output = root / "output"
 
     def ours(source: ArchiveSource | AudioSource, norm: str = "none") -> None:
-        shutil.rmtree(prepared, ignore_errors=True)
-        prepare(source, prepared, Options(MAX_SEQ_LEN, options.num_workers, norm=norm))
+        prepare(source, output, Options(MAX_SEQ_LEN, options.num_workers, norm=norm))
 
     def copy() -> None:
         """As much as any input must write."""
-        shutil.rmtree(root / "copy", ignore_errors=True)
-        (root / "copy").mkdir()
+        output.mkdir()
         for tensor in root.glob("reference/*.pt"):
-            with (root / "copy" / tensor.name).open("wb") as file:
+            with (output / tensor.name).open("wb") as file:
                 file.write(tensor.read_bytes())
                 file.flush()
                 os.fsync(file.fileno())
 
-    prepare(ArchiveSource([root / "in.ark"]), root / "reference", Options(MAX_SEQ_LEN, options.num_workers))
     return {
         OURS: lambda: ours(ArchiveSource([root / "in.blogmel"])),
-        PIPELINE: lambda: plain_pipeline(root / "in.blogmel", root / "plain"),
+        PIPELINE: lambda: plain_pipeline(root / "in.blogmel", output),
         PARSING: lambda: parse(root / "in.blogmel", options.num_workers),
         FLOAT_LOOP: lambda: plain_pipeline(root / "in.blogmel", None),
         ARK: lambda: ours(ArchiveSource([root / "in.ark"])),
@@ -126,18 +146,17 @@ def make_variants(root: Path, options: argparse.Namespace) -> dict[str, Callable
 
 def parse(archive: Path, num_workers: int) -> None:
     """Find, read, parse and check every utterance, and write nothing."""
-    for _ in ordered_map(_load, ArchiveSource([archive]).utterances(), num_workers):
+    for _ in ordered_map(_load, in_chunks(ArchiveSource([archive]).utterances()), num_workers):
         pass
 
 
-def _load(utterance: Utterance) -> int:
-    return len(utterance.load())
+def _load(utterances: list[Utterance]) -> int:
+    return sum(len(utterance.load()) for utterance in utterances)
 
 
 def plain_pipeline(archive: Path, save_dir: Path | None) -> None:
     """What a first script would do; without a directory only its reading."""
     if save_dir:
-        shutil.rmtree(save_dir, ignore_errors=True)
         save_dir.mkdir()
     with archive.open() as file:
         for line in file:
