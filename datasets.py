@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.batch_order import BatchOrder, deal
 from utils.errors import InputError, one_line
+from utils.log_mel import hours
 from utils.prepared import TENSOR_SUFFIX, load_lengths, load_tensor, read_bytes
 from utils.signals import start_worker
 
-FRAMES_PER_HOUR = 360_000  # of 10 ms
 TOLD_BY = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
 
 
@@ -120,7 +120,7 @@ class LibriSpeech(Dataset):
         return x, length
 
     def __str__(self) -> str:
-        size = f"{len(self)} utterances, {sum(self.lengths) / FRAMES_PER_HOUR:.2f} hours"
+        size = f"{len(self)} utterances, {hours(sum(self.lengths)):.2f} hours"
         left_out = f"{self.left_out} left out (of {self.longer_than} frames or fewer)"
         drawn = f", {self.not_drawn} not drawn ({self.fraction:g} are, by seed {self.seed})" if self.not_drawn else ""
         return f"{size}, {left_out}{drawn}, {', '.join(map(str, self.paths))}"

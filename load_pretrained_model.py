@@ -32,7 +32,7 @@ from utils.errors import InputError, run_script
 from utils.extraction import Extraction, Options, pick_layers
 from utils.feature_files import ARK, FORMATS, PARTIAL_ARK, SCP, SUFFIXES, open_features
 from utils.frame_readers import gather_statistics, normalized
-from utils.log_mel import FRAMES_PER_SECOND, NUM_MEL_BINS
+from utils.log_mel import NUM_MEL_BINS, hours
 from utils.memory import reuse_freed_memory
 from utils.normalization import NORMALIZATION_FILE, Normalizer, Speakers
 from utils.options import pick_device
@@ -40,8 +40,6 @@ from utils.output_directory import OutputDirectory
 from utils.signals import StopRequest
 from utils.source_options import add_source_options, choose_norm, choose_speakers
 from utils.sources import AudioSource, Source, find_source
-
-SECONDS_PER_HOUR = 3600
 
 
 def load_pretrained(
@@ -203,9 +201,9 @@ def extract(model: APCModel, source: Source, options: argparse.Namespace, stop: 
                 files.close()
             speed = f"real-time factor {extraction.real_time_factor():.4f}"
         lengths = out.lengths()
-    hours = sum(lengths.values()) / FRAMES_PER_SECOND / SECONDS_PER_HOUR
-    print(f"{options.save_dir}: features of {len(lengths)} utterances, {sum(lengths.values())} frames, "
-          f"{hours:.2f} hours, {speed}")  # fmt: skip
+    frames = sum(lengths.values())
+    print(f"{options.save_dir}: features of {len(lengths)} utterances, {frames} frames, {hours(frames):.2f} hours, "
+          f"{speed}")  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

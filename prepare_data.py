@@ -12,13 +12,12 @@ from pathlib import Path
 
 from utils.command_line import HelpFormatter, positive
 from utils.errors import run_script
-from utils.log_mel import FRAMES_PER_SECOND
+from utils.log_mel import hours
 from utils.memory import reuse_freed_memory
 from utils.preparing import Options, Summary, prepare
 from utils.source_options import add_source_options, choose_norm, choose_speakers
 from utils.sources import ArchiveSource, AudioSource
 
-SECONDS_PER_HOUR = 3600
 MAX_SEQ_LEN = 1 << 20  # frames: nearly three hours
 
 
@@ -55,7 +54,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def report(summary: Summary, args: argparse.Namespace) -> None:
     """The closing lines."""
-    hours = summary.frames / FRAMES_PER_SECOND / SECONDS_PER_HOUR
     if summary.normalization:
         print(f"normalised: {summary.normalization}")
     if args.resample:
@@ -64,8 +62,8 @@ def report(summary: Summary, args: argparse.Namespace) -> None:
         print(f"left out {summary.skipped} utterances: {args.save_dir / 'skipped.txt'} says why")
     truncated = "was complete before" if summary.truncated is None else f"{summary.truncated} truncated"
     print(
-        f"{args.save_dir}: {summary.utterances} utterances, {summary.frames} frames, {hours:.2f} hours, "
-        f"{truncated}, {summary.skipped} skipped"
+        f"{args.save_dir}: {summary.utterances} utterances, {summary.frames} frames, "
+        f"{hours(summary.frames):.2f} hours, {truncated}, {summary.skipped} skipped"
     )
 
 

@@ -93,6 +93,11 @@ def log_mel(waveform: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     return frames
 
 
+def hours(frames: int) -> float:
+    """How long so many frames are."""
+    return frames / FRAMES_PER_SECOND / 3600
+
+
 def num_frames(samples: int) -> int:
     """How many frames so many samples at 16 kHz give."""
     return max(0, 1 + (samples - WINDOW_SAMPLES) // SHIFT_SAMPLES)

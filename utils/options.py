@@ -10,9 +10,8 @@ from utils.command_line import HelpFormatter, fraction, natural, positive, posit
 from utils.configs import RNN_TYPES
 from utils.errors import InputError
 from utils.objective import LOSSES, PRECISIONS
+from utils.optimizers import OPTIMIZERS
 from utils.schedules import PLATEAU_EPOCHS, SCHEDULES
-
-OPTIMIZERS = ("adam", "adadelta", "sgd", "adagrad", "rmsprop")
 
 # What may differ when an experiment is resumed: it changes how long or where training runs, not its result (the number
 # of processes, and of parts that a batch is done in: not beyond float precision, dropout aside).
@@ -105,7 +104,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--optimizer",
-        choices=OPTIMIZERS,
+        choices=tuple(OPTIMIZERS),
         default="adam",
         help="The optimizer, with PyTorch's defaults but for the rate.",
     )
