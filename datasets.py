@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.batch_order import BatchOrder, deal
 from utils.errors import InputError, one_line
 from utils.log_mel import hours
-from utils.prepared import TENSOR_SUFFIX, load_lengths, load_tensor, read_bytes
+from utils.prepared import TENSOR_SUFFIX, list_utterances, load_tensor, load_utterance, read_bytes
 from utils.signals import start_worker
 
 TOLD_BY = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
@@ -57,10 +57,7 @@ class LibriSpeech(Dataset):
         self.lengths: list[int] = []
         self.left_out = 0
         for path in self.paths:
-            present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-            for utterance, length in load_lengths(path).items():
-                if f"{utterance}{TENSOR_SUFFIX}" not in present:
-                    raise InputError(f"{path}: {utterance}{TENSOR_SUFFIX} is missing, but lengths.pkl names it")
+            for utterance, length in list_utterances(path).items():
                 if length <= longer_than:
                     self.left_out += 1
                     continue
@@ -112,11 +109,10 @@ class LibriSpeech(Dataset):
         Raises:
             InputError: the file is missing or damaged, or its sizes are not what the rest of the set says.
         """
-        x, length = load_tensor(self.files[index]), self.lengths[index]
+        length = self.lengths[index]
+        x = load_utterance(self.files[index], length)
         if x.size(1) != self.mel_dim:
             raise InputError(f"{self.files[index]} has frames of {x.size(1)}, the other utterances of {self.mel_dim}")
-        if length > x.size(0):
-            raise InputError(f"{self.files[index]} has {x.size(0)} frames but lengths.pkl says {length}")
         return x, length
 
     def __str__(self) -> str:

@@ -221,3 +221,29 @@ def load_lengths(directory: str | Path) -> dict[str, int]:
             raise InputError(f"{path} is damaged: {one_line(repr((name, length)), 80)} is not ('<id>.pt', frames)")
         lengths[check_utterance_id(name.removesuffix(TENSOR_SUFFIX), str(path))] = length
     return lengths
+
+
+def list_utterances(directory: Path) -> dict[str, int]:
+    """The true frames of each utterance of a prepared directory, in the order of its lengths.pkl.
+
+    Raises:
+        InputError: lengths.pkl is missing or damaged, or names a tensor that is not there.
+    """
+    lengths = load_lengths(directory)
+    present = {entry.name for entry in directory.iterdir()}
+    for utterance in lengths:
+        if f"{utterance}{TENSOR_SUFFIX}" not in present:
+            raise InputError(f"{directory}: {utterance}{TENSOR_SUFFIX} is missing, but {LENGTHS_FILE} names it")
+    return lengths
+
+
+def load_utterance(path: str | Path, length: int) -> torch.Tensor:
+    """A prepared utterance, float32 (max_seq_len, mel_dim).
+
+    Raises:
+        InputError: as of `load_tensor`; or it has fewer than `length` frames.
+    """
+    frames = load_tensor(path)
+    if length > len(frames):
+        raise InputError(f"{path} has {len(frames)} frames but {LENGTHS_FILE} says {length}")
+    return frames

@@ -13,7 +13,7 @@ from utils.errors import InputError
 from utils.kaldi_io import check_no_command, scan_archive
 from utils.normalization import NORMALIZATION_FILE
 from utils.output_directory import MADE_FROM_FILE
-from utils.prepared import LENGTHS_FILE, TENSOR_SUFFIX, load_lengths, load_tensor, read_bytes
+from utils.prepared import LENGTHS_FILE, TENSOR_SUFFIX, list_utterances, load_utterance, read_bytes
 from utils.utterances import BadUtterance, MatrixUtterance, Utterance
 
 FINGERPRINT_BYTES = 1 << 20  # at each end of a file
@@ -80,10 +80,7 @@ class PreparedUtterance(NamedTuple):
 
     def load(self) -> np.ndarray:
         """(frames, mel_dim) float32, the true frames. Raises InputError where the file is damaged or too short."""
-        frames = load_tensor(self.where)  # (max_seq_len, mel_dim)
-        if self.length > len(frames):
-            raise InputError(f"{self.where} has {len(frames)} frames but lengths.pkl says {self.length}")
-        return frames[: self.length].numpy()
+        return load_utterance(self.where, self.length)[: self.length].numpy()
 
 
 class PreparedSource(NamedTuple):
@@ -96,13 +93,9 @@ class PreparedSource(NamedTuple):
     @classmethod
     def find(cls, directory: Path) -> "PreparedSource":
         """Read lengths.pkl. Raises InputError where it is damaged, or names a file that is missing."""
-        lengths = load_lengths(directory)
+        lengths = list_utterances(directory)
         if not lengths:
             raise InputError(f"{directory} holds no utterance")
-        present = {entry.name for entry in directory.iterdir()}
-        for utterance in lengths:
-            if f"{utterance}{TENSOR_SUFFIX}" not in present:
-                raise InputError(f"{directory}: {utterance}{TENSOR_SUFFIX} is missing, but lengths.pkl names it")
         return cls(directory, lengths)
 
     def utterances(self) -> Iterator[PreparedUtterance]:
