@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from utils.errors import InputError, one_line
@@ -133,7 +134,7 @@ class Extraction:
                 for batch in self._batches(pool):
                     if not all(self.files.has(member.utterance.utterance) for member in batch):
                         self._run_batch(batch)
-                    self._bar.update(sum(member.utterance.source.num_bytes if in_bytes else 1 for member in batch))
+                    self._bar.update(sum(member.utterance.num_bytes if in_bytes else 1 for member in batch))
         done = {utterance: self.out.done[utterance]["frames"] for utterance in order if utterance not in self._broken}
         if not done:
             first = f": {one_line(self._skipped[0], 200)}" if self._skipped else ""
@@ -223,10 +224,8 @@ class Extraction:
     def _piece_features(self, pieces: list[np.ndarray], states: list[Any]) -> Iterator[np.ndarray]:
         """The features of pieces (frames, mel_dim), each (layers, frames, hidden_size); moves the states on."""
         lengths = torch.tensor([len(piece) for piece in pieces])  # (batch,)
-        longest = int(lengths.max())
-        inputs = torch.zeros(len(pieces), longest, self.model.mel_dim)
-        for row, piece in zip(inputs, pieces, strict=True):
-            row[: len(piece)] = torch.from_numpy(piece)
+        inputs = pad_sequence([torch.from_numpy(piece) for piece in pieces], batch_first=True)
+        longest = inputs.size(1)
         plan = packing(lengths, longest, self.device)
         packed = inputs.to(self.device).flatten(0, 1)[plan.index]  # (frames, mel_dim)
         outputs = self._wanted(self.model.encode(packed, plan, states))  # (layers, frames, hidden_size)
@@ -257,7 +256,7 @@ class Extraction:
         else:
             if piece is None or piece.shape[1] == self.model.mel_dim:
                 return piece
-            error = (f"{utterance.source.where}: utterance {utterance.utterance}: frames of size {piece.shape[1]}, "
+            error = (f"{utterance.where}: utterance {utterance.utterance}: frames of size {piece.shape[1]}, "
                      f"but the model reads {self.model.mel_dim}")  # fmt: skip
         self._broken.add(utterance.utterance)
         self._skip(utterance, error)

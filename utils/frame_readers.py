@@ -1,4 +1,4 @@
-"""The frames of utterances from any source, normalised, whole or piece by piece: what extraction reads."""
+"""The frames of utterances from any source, normalised, whole or piece by piece."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from utils.errors import InputError, one_line
+from utils.errors import InputError
 from utils.normalization import Normalizer, Speakers, frame_sums, mean_and_std, scale
 from utils.parallel import ordered_map
 from utils.signals import StopRequest
@@ -32,6 +32,16 @@ class NormalizedUtterance(NamedTuple):
     def utterance(self) -> str:
         """The id."""
         return self.source.utterance
+
+    @property
+    def where(self) -> str:
+        """The place it comes from, for errors."""
+        return self.source.where
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the source."""
+        return self.source.num_bytes
 
     def long_frames(self) -> int | None:
         """About how many frames it has, if they should be read piece by piece; else None."""
@@ -65,7 +75,7 @@ class NormalizedUtterance(NamedTuple):
             raise self._error(error) from error
 
     def _error(self, error: InputError) -> InputError:
-        return InputError(f"{self.source.where}: utterance {self.utterance}: {error}")
+        return InputError(f"{self.where}: utterance {self.utterance}: {error}")
 
 
 def _blocks(utterance: Any) -> Iterator[np.ndarray]:
@@ -140,14 +150,7 @@ def gather_statistics(
                 raise InputError(f"{error}; --on_error skip leaves such utterances out")
             bar.update(utterance.num_bytes if source.unit == "B" else 1)
             stop.check()
-    statistics = {}
-    for group, of_group in sums.items():
-        try:
-            statistics[group] = mean_and_std(of_group, f"speaker {one_line(group, 80)}")
-        except InputError:
-            if not skip_errors:
-                raise
-    return Normalizer(mode, speakers.describe() if mode == "speaker" else "", statistics)
+    return Normalizer.from_sums(mode, speakers, sums, skip_errors)
 
 
 def _utterance_sums(utterance: Any) -> tuple[np.ndarray | None, str | None]:

@@ -89,6 +89,27 @@ class Normalizer:
         self.speakers_from = speakers_from
         self.statistics = dict(statistics or {})
 
+    @classmethod
+    def from_sums(
+        cls, mode: str, speakers: "Speakers", sums: Mapping[str, np.ndarray], skip_errors: bool
+    ) -> "Normalizer":
+        """The normalisation by statistics that were gathered.
+
+        Args:
+            mode: 'speaker' or 'global'.
+            speakers: who speaks.
+            sums: `frame_sums` of all frames of each speaker (or EVERYBODY), (2, mel_dim + 1) float64.
+            skip_errors: leave out speakers with a bin that never changes, instead of raising InputError.
+        """
+        statistics = {}
+        for speaker, of_speaker in sums.items():
+            try:
+                statistics[speaker] = mean_and_std(of_speaker, f"speaker {one_line(speaker, 80)}")
+            except InputError:
+                if not skip_errors:
+                    raise
+        return cls(mode, speakers.describe() if mode == "speaker" else "", statistics)
+
     def apply(self, log_mel: np.ndarray, speaker: str = "") -> np.ndarray:
         """Normalise an utterance as the corpus was.
 

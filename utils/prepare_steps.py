@@ -10,7 +10,7 @@ import torch
 
 from utils.errors import InputError
 from utils.files import atomic_write
-from utils.normalization import Normalizer, frame_sums, scale
+from utils.normalization import frame_sums
 from utils.prepared import TENSOR_SUFFIX, save_tensor
 
 MAX_MEL_DIM = 1 << 14  # a frame of more numbers is a file of something else
@@ -27,16 +27,11 @@ class Outcome(NamedTuple):
     error: str | None = None
 
 
-class ScaledUtterance(NamedTuple):
-    """An utterance that is normalised by statistics gathered before.
-
-    Its raw frames are read from `raw_folder` where a first pass left them, else from the source again.
-    """
+class RawUtterance(NamedTuple):
+    """An utterance whose raw frames are read from where a first pass left them, else from the source again."""
 
     source: Any
-    raw_folder: Path | None
-    mean: np.ndarray
-    std: np.ndarray
+    folder: Path
 
     @property
     def utterance(self) -> str:
@@ -54,18 +49,13 @@ class ScaledUtterance(NamedTuple):
         return self.source.num_bytes
 
     def load(self) -> np.ndarray:
-        """(frames, mel_dim) float32, normalised; at least one frame more than is kept, if there are more."""
-        raw = read_raw(raw_path(self.raw_folder, self.utterance)) if self.raw_folder else None
-        frames = self.source.load() if raw is None else raw[1]
-        try:
-            return scale(frames, self.mean, self.std)
-        except InputError as error:
-            raise InputError(f"{self.where}: utterance {self.utterance}: {error}") from error
+        """(frames, mel_dim) float32; at least one frame more than is kept, if there are more."""
+        raw = read_raw(raw_path(self.folder, self.utterance))
+        return self.source.load() if raw is None else raw[1]
 
-    def remove_raw(self) -> None:
-        """Remove the raw frames, if there are any."""
-        if self.raw_folder:
-            raw_path(self.raw_folder, self.utterance).unlink(missing_ok=True)
+    def remove(self) -> None:
+        """Remove the raw frames."""
+        raw_path(self.folder, self.utterance).unlink(missing_ok=True)
 
 
 class ToTensors(NamedTuple):
@@ -73,7 +63,6 @@ class ToTensors(NamedTuple):
 
     directory: Path
     max_seq_len: int
-    normalize_each: bool  # by its own mean and variance
 
     def __call__(self, utterances: list[Any]) -> list[Outcome]:
         """One outcome an utterance."""
@@ -81,11 +70,6 @@ class ToTensors(NamedTuple):
 
     def _write(self, utterance: Any) -> Outcome:
         frames = _load(utterance)
-        if self.normalize_each:
-            try:
-                frames = Normalizer("utterance").apply(frames)
-            except InputError as error:
-                raise InputError(f"{utterance.where}: utterance {utterance.utterance}: {error}") from error
         length, mel_dim = min(len(frames), self.max_seq_len), frames.shape[1]
         padded = torch.zeros(self.max_seq_len, mel_dim)
         padded[:length] = torch.from_numpy(frames[:length])

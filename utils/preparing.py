@@ -8,18 +8,19 @@ stands, a second pass scales the frames.
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from utils.errors import InputError, one_line
-from utils.normalization import NORMALIZATION_FILE, Normalizer, Speakers, mean_and_std
+from utils.errors import InputError
+from utils.frame_readers import NormalizedUtterance, normalized
+from utils.normalization import NORMALIZATION_FILE, Normalizer, Speakers
 from utils.output_directory import SKIPPED_FILE, OutputDirectory
 from utils.parallel import ordered_map
-from utils.prepare_steps import Outcome, ScaledUtterance, ToRawFrames, ToTensors
+from utils.prepare_steps import Outcome, RawUtterance, ToRawFrames, ToTensors
 from utils.signals import StopRequest
 from utils.sources import Source, unique_utterances
 from utils.utterances import BadUtterance
@@ -118,27 +119,14 @@ class _Job:
         if normalizer.mode != "none":
             normalizer.save(out.path / NORMALIZATION_FILE)
 
-        def scaled(utterance: Any) -> Any:
-            return self._scaled(utterance, normalizer, raw_folder)
-
         order: list[str] = []
-        task = ToTensors(out.path, self.options.max_seq_len, normalizer.mode == "utterance")
-        self._pass("writing tensors", task, self._remaining(order, scaled), self._record)
+        todo = self._remaining(normalized(self.source, normalizer, self.options.speakers), order, raw_folder)
+        self._pass("writing tensors", ToTensors(out.path, self.options.max_seq_len), todo, self._record)
         lengths = {utterance: out.done[utterance]["frames"] for utterance in order if utterance in out.done}
         if not lengths:
             skipped = f": all {len(self.skipped)} were left out, the first: {self.skipped[0]}" if self.skipped else ""
             raise InputError(f"no utterance to prepare in the input{skipped}")
         out.finish(lengths, self.skipped)
-
-    def _scaled(self, utterance: Any, normalizer: Normalizer, raw_folder: Path | None) -> Any:
-        """The utterance with the statistics that its frames are scaled by, if any."""
-        if normalizer.mode in ("none", "utterance") or isinstance(utterance, BadUtterance):
-            return utterance
-        try:
-            mean, std = normalizer.statistics_of(self.options.speakers.group(utterance, normalizer.mode))
-        except InputError as error:
-            return BadUtterance(utterance.utterance, utterance.where, utterance.num_bytes, str(error))
-        return ScaledUtterance(utterance, raw_folder, mean, std)
 
     def _gather_statistics(self, raw_folder: Path) -> None:
         """The first pass: raw frames into a folder, and normalization.json when all are there."""
@@ -158,33 +146,28 @@ class _Job:
             add,
         )
         self.skipped.clear()  # the second pass meets the same errors, in this run or a later one
-        statistics = {}
-        for speaker, of_speaker in sums.items():
-            try:
-                statistics[speaker] = mean_and_std(of_speaker, f"speaker {one_line(speaker, 80)}")
-            except InputError:
-                if not self.options.skip_errors:
-                    raise
-        mode, rule = self.options.norm, self.options.speakers.describe()
-        Normalizer(mode, rule if mode == "speaker" else "", statistics).save(self.out.path / NORMALIZATION_FILE)
+        normalizer = Normalizer.from_sums(self.options.norm, self.options.speakers, sums, self.options.skip_errors)
+        normalizer.save(self.out.path / NORMALIZATION_FILE)
 
-    def _record(self, utterance: Any, outcome: Outcome) -> None:
+    def _record(self, utterance: NormalizedUtterance, outcome: Outcome) -> None:
         self.out.record(
             utterance.utterance, frames=outcome.frames, mel_dim=outcome.mel_dim, truncated=outcome.truncated
         )
-        if isinstance(utterance, ScaledUtterance):
-            utterance.remove_raw()
+        if isinstance(utterance.source, RawUtterance):
+            utterance.source.remove()
 
-    def _remaining(self, order: list[str], wrap: Callable[[Any], Any]) -> Iterator[Any]:
+    def _remaining(
+        self, utterances: Iterable[NormalizedUtterance], order: list[str], raw_folder: Path | None
+    ) -> Iterator[NormalizedUtterance]:
         """The utterances that are still to be done; `order` gets the id of every one."""
-        for found in unique_utterances(self.source):
-            if isinstance(found, BadUtterance):
+        for found in utterances:
+            if isinstance(found.source, BadUtterance):
                 yield found
                 continue
             order.append(found.utterance)
             if not self.out.has(found.utterance):
                 self.out.done.pop(found.utterance, None)  # recorded, but its tensor is gone
-                yield wrap(found)
+                yield found._replace(source=RawUtterance(found.source, raw_folder)) if raw_folder else found
             elif self.first is None:
                 self.first = (found.where, self.out.done[found.utterance]["mel_dim"])
 
