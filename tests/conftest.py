@@ -24,6 +24,14 @@ def make_prepared(directory: Path, lengths: list[int], max_seq_len: int = 40, me
     return directory
 
 
+def make_splits(directory: Path) -> Path:
+    """Prepared splits: 18 utterances to train on, of which one has a single frame (5 batches), 5 to validate on."""
+    lengths = [30, 3, 17, 25, 8, 1, 29, 12, 20, 5, 9, 14, 2, 30, 22, 11, 7, 19]
+    make_prepared(directory / "train", lengths, SEQ, MEL)
+    make_prepared(directory / "dev", [30, 12, 4, 9, 21], SEQ, MEL, seed=1)
+    return directory
+
+
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     """A prepared directory of 10 utterances of 6-dim frames, padded to 40."""
@@ -32,8 +40,7 @@ def prepared(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A directory with prepared splits: 18 utterances to train on (5 batches), 5 to validate on."""
+    """A directory with prepared splits in data/."""
     monkeypatch.chdir(tmp_path)
-    make_prepared(tmp_path / "data/train", [30, 3, 17, 25, 8, 1, 29, 12, 20, 5, 9, 14, 2, 30, 22, 11, 7, 19], SEQ, MEL)
-    make_prepared(tmp_path / "data/dev", [30, 12, 4, 9, 21], SEQ, MEL, seed=1)
+    make_splits(tmp_path / "data")
     return tmp_path

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_prepared
+from conftest import make_prepared, make_splits
 from fault_runs import Ended, experiment, runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_runs import MEL, SEQ, curves
 
 from utils.batch_order import BatchOrder, deal
 from utils.prepared import load_tensor, save_tensor
 
 ROOT = Path(__file__).parent.parent
-MEL, SEQ = 5, 30
 EPOCHS = 4  # of 5 steps: 20 steps, of which every fifth has a batch of one utterance
 OPTIONS = (
     f"--feature_dim {MEL} --rnn_hidden_size 8 --rnn_num_layers 2 --rnn_residual --batch_size 4 --epochs {EPOCHS} "
@@ -32,8 +32,7 @@ DROPOUT = f"{OPTIONS} --rnn_dropout 0.3 --prenet_num_layers 1 --prenet_dropout 0
 
 def make_workplace(directory):
     """17 utterances that can be trained on, of 2 to 30 frames, and two splits to validate on."""
-    make_prepared(directory / "train", [30, 3, 17, 25, 8, 1, 29, 12, 20, 5, 9, 14, 2, 30, 22, 11, 7, 19], SEQ, MEL)
-    make_prepared(directory / "dev", [30, 12, 4, 9, 21], SEQ, MEL, seed=1)
+    make_splits(directory)
     make_prepared(directory / "other", [8, 27, 2], SEQ, MEL, seed=2)
     return directory
 
@@ -68,19 +67,19 @@ def trained(size, options, directory):
 
 
 def what_is_in(directory):
-    made = experiment(directory / "logs/foo.dir")
-    curves = {name: points for name, points in made.items() if isinstance(points, list)}
-    return curves, torch.load(directory / f"logs/foo.dir/foo__epoch_{EPOCHS}.model", weights_only=True)
+    """Curves, and weights after the last epoch."""
+    made = directory / "logs/foo.dir"
+    return curves(made), torch.load(made / f"foo__epoch_{EPOCHS}.model", weights_only=True)
 
 
 def assert_alike(found, expected):
     """Equal to float precision, after 20 steps."""
-    (curves, weights), (expected_curves, expected_weights) = found, expected
-    assert curves.keys() == expected_curves.keys()
+    (found_curves, weights), (expected_curves, expected_weights) = found, expected
+    assert found_curves.keys() == expected_curves.keys()
     for name, points in expected_curves.items():
-        assert [step for step, _ in curves[name]] == [step for step, _ in points], name
+        assert [step for step, _ in found_curves[name]] == [step for step, _ in points], name
         values = [value for _, value in points]
-        assert [value for _, value in curves[name]] == pytest.approx(values, rel=1e-4), name
+        assert [value for _, value in found_curves[name]] == pytest.approx(values, rel=1e-4), name
     for name, value in expected_weights.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
 
@@ -179,17 +178,10 @@ def test_a_process_without_the_others_says_so(tmp_path):
 
 def test_torchrun_is_all_it_takes(tmp_path):
     make_workplace(tmp_path)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        ROOT / "train_apc.py",
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, ROOT / "train_apc.py", *OPTIONS.split(), "--max_steps", "6"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = [*OPTIONS.split(), "--max_steps", "6"]
-    ran = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     log = (tmp_path / "logs/foo.dir/foo.log").read_text()
     assert "2 processes on cpu" in log and log.count("epoch 1: training loss") == 1
