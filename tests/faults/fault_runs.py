@@ -8,24 +8,24 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from conftest import make_prepared
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from conftest import make_splits
+from training_runs import MEL, curves, weights
 
 from apc_model import APCModel
 from utils import RNNConfig
 from utils.options import MAY_CHANGE
 
 ROOT = Path(__file__).parent.parent.parent
-SEQ, MEL, HIDDEN = 30, 5, 8
+HIDDEN = 8
 CHECKPOINT = f"bs4-rhl2-rhs{HIDDEN}-rd0-adam-res-ts1.pt"
 HANG_S, POLL_S = 60, 0.005
-SPEED = "frames_per_second"  # the curve that no two runs share
 
 
 class Ended(NamedTuple):
@@ -131,12 +131,9 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def experiment(directory: Path) -> dict[str, Any]:
     """What an experiment is for: checkpoints as bytes, configuration, curves as points."""
-    events = EventAccumulator(str(directory / "foo.tb_log"), size_guidance={"scalars": 0}).Reload()
-    names = [name for name in events.Tags()["scalars"] if not name.endswith(SPEED)]
-    curves = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
-    weights = {path.name: path.read_bytes() for path in directory.glob("*.model")}
     config = json.loads((directory / "config.json").read_text())
-    return weights | curves | {"config": {name: value for name, value in config.items() if name not in MAY_CHANGE}}
+    config = {name: value for name, value in config.items() if name not in MAY_CHANGE}
+    return weights(directory) | curves(directory) | {"config": config}
 
 
 PREPARE = Job(
@@ -178,8 +175,7 @@ def make_workplace(directory: Path) -> Path:
     """What the three jobs read: an archive, prepared splits of 18 and 5 utterances, and a checkpoint."""
     directory.mkdir(parents=True, exist_ok=True)
     write_corpus(directory / "corpus.blogmel")
-    make_prepared(directory / "train", [30, 3, 17, 25, 8, 2, 29, 12, 20, 5, 9, 14, 2, 30, 22, 11, 7, 19], SEQ, MEL)
-    make_prepared(directory / "dev", [30, 12, 4, 9, 21], SEQ, MEL, seed=1)
+    make_splits(directory)
     torch.manual_seed(0)
     model = APCModel(MEL, None, RNNConfig(MEL, HIDDEN, 2, 0.0, True))
     torch.save(model.state_dict(), directory / CHECKPOINT)
@@ -195,12 +191,20 @@ class Alone(NamedTuple):
 
 
 @functools.cache
-def left_alone(job: Job, workplace: Path) -> Alone:
+def left_alone(job: Job) -> Alone:
     """Run a job that nothing strikes, in a workplace of its own."""
     counts = {}
-    for moments in ("calls", "files"):
-        directory = make_workplace(workplace / moments)
-        ended = job.run(directory, {"moments": moments, "at": 0, "action": ""})
-        assert ended.code == 0, ended.errors
-        counts[moments] = ended.moments
-    return Alone(job.made(directory), **counts)
+    with tempfile.TemporaryDirectory() as workplace:
+        for moments in ("calls", "files"):
+            directory = make_workplace(Path(workplace) / moments)
+            ended = job.run(directory, {"moments": moments, "at": 0, "action": ""})
+            assert ended.code == 0, ended.errors
+            counts[moments] = ended.moments
+        return Alone(job.made(directory), **counts)
+
+
+def assert_goes_on(job: Job, directory: Path) -> None:
+    """The same command, given again, ends well, and in the end nothing tells what struck the runs before."""
+    ended = job.run(directory)
+    assert ended.code == 0, ended.errors
+    assert job.made(directory) == left_alone(job).made

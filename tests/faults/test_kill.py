@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_runs import ALL_JOBS, JOBS, Ended, alive_in_group, left_alone, make_workplace, runs, until
+from fault_runs import ALL_JOBS, JOBS, Ended, alive_in_group, assert_goes_on, left_alone, make_workplace, runs, until
 
 KILLS = 20  # of each script
 MANY = 200  # runs in which they must have come: a run may end before its fault's moment
@@ -18,12 +18,6 @@ MANY = 200  # runs in which they must have come: a run may end before its fault'
 WITH_WORKERS = {
     name: job.options.replace("--load_data_workers 0", "--load_data_workers 1") for name, job in ALL_JOBS.items()
 }
-
-
-@pytest.fixture(scope="module")
-def workplaces(tmp_path_factory):
-    """Where a job's run that is left alone works."""
-    return {name: tmp_path_factory.mktemp(name) for name in ALL_JOBS}
 
 
 def random_fault(rng, alone, action):
@@ -43,9 +37,9 @@ def said(ended: Ended, script):
     return [line for line in ended.errors.splitlines() if line.startswith(f"{script}.py: ")]
 
 
-def strike(job, name, directory, alone, seed, action, times):
+def strike(job, name, directory, seed, action, times):
     """Run a job again and again until faults have struck it so many times; yields what came of those."""
-    rng, struck = random.Random(seed), 0
+    alone, rng, struck = left_alone(job), random.Random(seed), 0
     for _ in range(MANY):
         options = WITH_WORKERS[name] if rng.random() < 0.2 else job.options
         ended = job._replace(options=options).run(directory, random_fault(rng, alone, action))
@@ -61,22 +55,20 @@ def strike(job, name, directory, alone, seed, action, times):
 
 
 @pytest.mark.parametrize("name", ALL_JOBS)
-def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(name, workplaces, tmp_path):
-    job, alone = ALL_JOBS[name], left_alone(ALL_JOBS[name], workplaces[name])
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(name, tmp_path):
+    job = ALL_JOBS[name]
     make_workplace(tmp_path)
-    for ended in strike(job, name, tmp_path, alone, 1, "kill", KILLS):
+    for ended in strike(job, name, tmp_path, 1, "kill", KILLS):
         assert ended.code == -signal.SIGKILL, ended.errors
-    assert job.run(tmp_path).code == 0
-    assert job.made(tmp_path) == alone.made and is_whole(tmp_path)
+    assert_goes_on(job, tmp_path)
+    assert is_whole(tmp_path)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_stopped_by_sigterm_at_random_moments_it_says_so_in_one_line_and_ends_with_the_same_bytes(
-    name, workplaces, tmp_path
-):
-    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+def test_stopped_by_sigterm_at_random_moments_it_says_so_in_one_line_and_ends_with_the_same_bytes(name, tmp_path):
+    job = JOBS[name]
     make_workplace(tmp_path)
-    for ended in strike(job, name, tmp_path, alone, 2, f"signal {signal.SIGTERM:d}", 5):
+    for ended in strike(job, name, tmp_path, 2, f"signal {signal.SIGTERM:d}", 5):
         if ended.code == -signal.SIGTERM:  # before there was anything to save, or after all was
             assert not said(ended, job.script)
         else:
@@ -84,36 +76,33 @@ def test_stopped_by_sigterm_at_random_moments_it_says_so_in_one_line_and_ends_wi
             assert ended.code == 128 + signal.SIGTERM and "stopped by SIGTERM; " in line
             assert ("--resume" if name == "train" else "run the same command again to continue") in line
         assert is_whole(tmp_path / job.out)
-    assert job.run(tmp_path).code == 0
-    assert job.made(tmp_path) == alone.made
+    assert_goes_on(job, tmp_path)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_sigint_ends_with_130_and_one_line(name, workplaces, tmp_path):
-    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+def test_sigint_ends_with_130_and_one_line(name, tmp_path):
+    job, alone = JOBS[name], left_alone(JOBS[name])
     make_workplace(tmp_path)
     for at in (1, alone.files // 2):
         ended = job.run(tmp_path, {"moments": "files", "at": at, "action": f"signal {signal.SIGINT:d}"})
         assert ended.code == 130 and len(said(ended, job.script)) == 1
-    assert job.run(tmp_path).code == 0
-    assert job.made(tmp_path) == alone.made
+    assert_goes_on(job, tmp_path)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_second_signal_stops_at_once_and_loses_nothing_that_was_saved(name, workplaces, tmp_path):
-    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+def test_a_second_signal_stops_at_once_and_loses_nothing_that_was_saved(name, tmp_path):
+    job, alone = JOBS[name], left_alone(JOBS[name])
     make_workplace(tmp_path)
     both = f"signal {signal.SIGINT:d},{signal.SIGTERM:d}"
     ended = job.run(tmp_path, {"moments": "files", "at": alone.files // 2, "action": both})
     assert ended.code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
     assert not said(ended, job.script)  # not a word: it saved nothing and waited for nothing
-    assert job.run(tmp_path).code == 0
-    assert job.made(tmp_path) == alone.made
+    assert_goes_on(job, tmp_path)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_killed_run_leaves_no_process_behind(name, workplaces, tmp_path):
-    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+def test_a_killed_run_leaves_no_process_behind(name, tmp_path):
+    job, alone = JOBS[name], left_alone(JOBS[name])
     make_workplace(tmp_path)
     job = job._replace(options=job.options.replace("--load_data_workers 0", "--load_data_workers 2"))
     had_workers = False

@@ -4,12 +4,6 @@ import pytest
 from fault_runs import JOBS, TRAIN, Ended, left_alone, make_workplace, runs, until
 
 
-@pytest.fixture(scope="module")
-def workplaces(tmp_path_factory):
-    """Where a job's run that is left alone works."""
-    return {name: tmp_path_factory.mktemp(name) for name in JOBS}
-
-
 def assert_refused(ended: Ended, job):
     """In use is one line and exit code 2."""
     assert ended.code == 2 and ended.errors.count("\n") == 1, ended.errors
@@ -28,13 +22,13 @@ def pause(job, directory, share, alone):
 
 @pytest.mark.parametrize("share", [0.4, 0.8])
 @pytest.mark.parametrize("name", JOBS)
-def test_a_second_run_is_refused_and_the_first_is_unharmed(name, share, workplaces, tmp_path):
-    job, alone = JOBS[name], left_alone(JOBS[name], workplaces[name])
+def test_a_second_run_is_refused_and_the_first_is_unharmed(name, share, tmp_path):
+    job, alone = JOBS[name], left_alone(JOBS[name])
     make_workplace(tmp_path)
     first, go = pause(job, tmp_path, share, alone)
     try:
-        for second in (job, job._replace(options=f"{job.options.replace('--resume', '')} --overwrite")):
-            assert_refused(job._replace(options=second.options).run(tmp_path), job)
+        for options in (job.options, f"{job.options.replace('--resume', '')} --overwrite"):
+            assert_refused(job._replace(options=options).run(tmp_path), job)
     finally:
         go.touch()
         ended = runs().wait(first)
@@ -42,8 +36,8 @@ def test_a_second_run_is_refused_and_the_first_is_unharmed(name, share, workplac
     assert job.made(tmp_path) == alone.made
 
 
-def test_experiments_of_other_names_do_not_wait_for_each_other(workplaces, tmp_path):
-    alone = left_alone(TRAIN, workplaces["train"])
+def test_experiments_of_other_names_do_not_wait_for_each_other(tmp_path):
+    alone = left_alone(TRAIN)
     make_workplace(tmp_path)
     first, go = pause(TRAIN, tmp_path, 0.5, alone)
     try:
