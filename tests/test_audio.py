@@ -2,38 +2,25 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from preparing_runs import ROOT, content, prepare, prepare_audio, run_to_death
 
-import prepare_data
 from utils.audio import read_waveform
 from utils.errors import InputError
 from utils.log_mel import log_mel
 from utils.normalization import Normalizer
 from utils.prepared import load_lengths, load_tensor
 
-ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "librispeech_data" / "sample"
 REAL = sorted((SAMPLE / "audio").rglob("*.flac"))
-
-
-def prepare(directory, save_dir, *options, workers=0):
-    arguments = ["--save_dir", str(save_dir), "--num_workers", str(workers), *map(str, options)]
-    prepare_data.main(["--librispeech_audio", str(directory), *arguments])
 
 
 def frames_of(directory):
     """The true frames of each utterance."""
     return {u: load_tensor(directory / f"{u}.pt")[:n].numpy() for u, n in load_lengths(directory).items()}
-
-
-def content(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != ".lock"}
 
 
 def noise(seconds=0.5, rate=16000, channels=1, seed=0):
@@ -74,7 +61,7 @@ def normalised(raw, group):
     ("speaker", lambda u, s: s), ("utterance", lambda u, s: u), ("global", lambda u, s: ""), ("none", None),
 ])  # fmt: skip
 def test_each_mode_normalises_over_what_it_says(corpus, tmp_path, norm, group):
-    prepare(corpus, tmp_path / "out", "--norm", norm)
+    prepare_audio(corpus, tmp_path / "out", "--norm", norm)
     raw = raw_frames(corpus)
     expected = normalised(raw, group) if group else {u: frames for u, (frames, _) in raw.items()}
     found = frames_of(tmp_path / "out")
@@ -84,8 +71,8 @@ def test_each_mode_normalises_over_what_it_says(corpus, tmp_path, norm, group):
 
 
 def test_normalisation_per_speaker_is_the_default_and_covers_what_truncation_drops(corpus, tmp_path):
-    prepare(corpus, tmp_path / "whole")
-    prepare(corpus, tmp_path / "cut", "--max_seq_len", 20)
+    prepare_audio(corpus, tmp_path / "whole")
+    prepare_audio(corpus, tmp_path / "cut", "--max_seq_len", 20)
     whole, cut = frames_of(tmp_path / "whole"), frames_of(tmp_path / "cut")
     assert all(np.array_equal(cut[u], whole[u][:20]) for u in whole)
     assert (tmp_path / "whole" / "normalization.json").read_text() == (
@@ -97,7 +84,7 @@ def test_normalisation_per_speaker_is_the_default_and_covers_what_truncation_dro
 
 
 def test_new_audio_is_normalised_the_same_way(corpus, tmp_path):
-    prepare(corpus, tmp_path / "out")
+    prepare_audio(corpus, tmp_path / "out")
     utterance, expected = next(iter(frames_of(tmp_path / "out").items()))
     normalizer = Normalizer.load(tmp_path / "out" / "normalization.json")
     path = next(corpus.rglob(f"{utterance}.flac"))
@@ -105,7 +92,7 @@ def test_new_audio_is_normalised_the_same_way(corpus, tmp_path):
     assert np.array_equal(normalizer.apply(log_mel(read_waveform(path)), speaker), expected)
     with pytest.raises(InputError, match="speaker 9 has no mean"):
         normalizer.apply(log_mel(read_waveform(path)), "9")
-    prepare(corpus / speaker, tmp_path / "again", "--norm_from", tmp_path / "out")
+    prepare_audio(corpus / speaker, tmp_path / "again", "--norm_from", tmp_path / "out")
     assert np.array_equal(frames_of(tmp_path / "again")[utterance], expected)
 
 
@@ -122,14 +109,14 @@ def test_a_damaged_normalisation_is_refused(tmp_path, damage):
 @pytest.mark.parametrize("norm", ["speaker", "global"])
 def test_the_number_of_workers_changes_no_byte(corpus, tmp_path, norm):
     for workers in (0, 1, 3):
-        prepare(corpus, tmp_path / str(workers), "--norm", norm, workers=workers)
+        prepare_audio(corpus, tmp_path / str(workers), "--norm", norm, workers=workers)
     assert content(tmp_path / "0") == content(tmp_path / "1") == content(tmp_path / "3")
     assert not (tmp_path / "3" / ".raw").exists()
 
 
 def test_the_speaker_is_told_by_id_or_folder_or_map_and_the_output_says_which(corpus, tmp_path, capsys):
     def speakers(*options, directory=corpus):
-        prepare(directory, tmp_path / "out", "--overwrite", *options)
+        prepare_audio(directory, tmp_path / "out", "--overwrite", *options)
         names = json.loads((tmp_path / "out" / "normalization.json").read_text())["statistics"]
         return sorted(names), capsys.readouterr().out
 
@@ -151,10 +138,10 @@ def test_the_speaker_is_told_by_id_or_folder_or_map_and_the_output_says_which(co
 def test_a_speaker_that_no_rule_tells_is_an_error(corpus, tmp_path):
     (tmp_path / "utt2spk").write_text("1-7-0000 x\n")
     with pytest.raises(InputError, match=r"utt2spk has no speaker for utterance 1-11-0004"):
-        prepare(corpus, tmp_path / "out", "--utt2spk", tmp_path / "utt2spk")
+        prepare_audio(corpus, tmp_path / "out", "--utt2spk", tmp_path / "utt2spk")
     (tmp_path / "utt2spk").write_text("1-7-0000 x\n1-7-0000 y\n")
     with pytest.raises(InputError, match=r"utt2spk:2: utterance 1-7-0000 has two speakers"):
-        prepare(corpus, tmp_path / "out", "--utt2spk", tmp_path / "utt2spk")
+        prepare_audio(corpus, tmp_path / "out", "--utt2spk", tmp_path / "utt2spk")
 
 
 def bad_file(kind, path):
@@ -186,8 +173,8 @@ def bad_file(kind, path):
 def test_a_bad_file_is_named_or_left_out(corpus, tmp_path, kind, message, norm):
     bad_file(kind, corpus / "1" / "1-1-0001.flac")
     with pytest.raises(InputError, match=rf"1-1-0001.flac: utterance 1-1-0001: .*{message}"):
-        prepare(corpus, tmp_path / "out", "--norm", norm)
-    prepare(corpus, tmp_path / "out", "--norm", norm, "--on_error", "skip")
+        prepare_audio(corpus, tmp_path / "out", "--norm", norm)
+    prepare_audio(corpus, tmp_path / "out", "--norm", norm, "--on_error", "skip")
     skipped = (tmp_path / "out" / "skipped.txt").read_text()
     assert skipped.startswith("1-1-0001\t") and skipped.count("\n") == 1
     assert len(load_lengths(tmp_path / "out")) == 5
@@ -199,15 +186,14 @@ def test_a_wav_that_was_cut_off_is_found_out(tmp_path):
     whole = (tmp_path / "a" / "a-1-1.wav").read_bytes()
     (tmp_path / "a" / "a-1-1.wav").write_bytes(whole[:8000])
     with pytest.raises(InputError, match=r"a-1-1.wav.*cut off"):
-        prepare(tmp_path / "a", tmp_path / "out")
+        prepare_audio(tmp_path / "a", tmp_path / "out")
 
 
 def test_a_speaker_without_variance_is_named_or_left_out(tmp_path):
     (tmp_path / "a.blogmel").write_text("x-1-1\n1 2\n1 3\n.\ny-1-1\n1 2\n2 3\n.\n")
-    arguments = ["--librispeech_from_kaldi", str(tmp_path / "a.blogmel"), "--save_dir", str(tmp_path / "out")]
     with pytest.raises(InputError, match="speaker x: bin 1 of 2 has zero variance over 2 frames"):
-        prepare_data.main([*arguments, "--norm", "speaker"])
-    prepare_data.main([*arguments, "--norm", "speaker", "--on_error", "skip"])
+        prepare(tmp_path / "a.blogmel", tmp_path / "out", "--norm", "speaker")
+    prepare(tmp_path / "a.blogmel", tmp_path / "out", "--norm", "speaker", "--on_error", "skip")
     assert frames_of(tmp_path / "out")["y-1-1"].tolist() == [[-1, -1], [1, 1]]
     assert (tmp_path / "out" / "skipped.txt").read_text().startswith("x-1-1\t")
 
@@ -217,13 +203,13 @@ def test_a_channel_and_a_sample_rate_are_taken_only_when_told(tmp_path, capsys):
     stereo = noise(channels=2)
     soundfile.write(tmp_path / "a" / "a-1-1.wav", stereo, 16000, "FLOAT")
     for channel in (0, 1):
-        prepare(tmp_path / "a", tmp_path / "out", "--norm", "none", "--overwrite", "--channel", channel)
+        prepare_audio(tmp_path / "a", tmp_path / "out", "--norm", "none", "--overwrite", "--channel", channel)
         assert np.array_equal(frames_of(tmp_path / "out")["a-1-1"], log_mel(stereo[:, channel].astype(np.float32)))
     with pytest.raises(InputError, match="no channel 2"):
-        prepare(tmp_path / "a", tmp_path / "out", "--overwrite", "--channel", 2)
+        prepare_audio(tmp_path / "a", tmp_path / "out", "--overwrite", "--channel", 2)
     tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(44100) / 44100)
     soundfile.write(tmp_path / "a" / "a-1-1.wav", tone, 44100)
-    prepare(tmp_path / "a", tmp_path / "out", "--norm", "none", "--overwrite", "--resample")
+    prepare_audio(tmp_path / "a", tmp_path / "out", "--norm", "none", "--overwrite", "--resample")
     expected = log_mel(0.3 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000))
     loud = expected.argmax(axis=1)[50]
     assert np.abs(frames_of(tmp_path / "out")["a-1-1"] - expected)[10:90, loud].max() < 0.05
@@ -233,25 +219,24 @@ def test_a_channel_and_a_sample_rate_are_taken_only_when_told(tmp_path, capsys):
 def test_two_files_of_one_name_and_folders_without_audio_are_refused(corpus, tmp_path):
     shutil.copy(next(corpus.rglob("1-7-0000.flac")), corpus / "2" / "1-7-0000.flac")
     with pytest.raises(InputError, match=r"1/7/1-7-0000.flac and .*2/1-7-0000.flac are both utterance 1-7-0000"):
-        prepare(corpus, tmp_path / "out")
+        prepare_audio(corpus, tmp_path / "out")
     with pytest.raises(InputError, match="holds no audio"):
-        prepare(SAMPLE.parent.parent / "utils", tmp_path / "out")
+        prepare_audio(SAMPLE.parent.parent / "utils", tmp_path / "out")
     with pytest.raises(InputError, match="is not a directory"):
-        prepare(tmp_path / "nowhere", tmp_path / "out")
+        prepare_audio(tmp_path / "nowhere", tmp_path / "out")
 
 
 def test_files_that_systems_leave_behind_are_no_utterances(corpus, tmp_path):
     (corpus / "1" / "._1-7-0000.flac").write_bytes(b"left by macOS")
-    prepare(corpus, tmp_path / "out")
+    prepare_audio(corpus, tmp_path / "out")
     assert len(load_lengths(tmp_path / "out")) == 5
 
 
 def test_the_sample_in_the_repository_is_what_its_readme_says(tmp_path):
-    prepare(SAMPLE / "audio" / "train", tmp_path / "train")
-    prepare(SAMPLE / "audio" / "dev", tmp_path / "dev", "--norm_from", tmp_path / "train")
+    prepare_audio(SAMPLE / "audio" / "train", tmp_path / "train")
+    prepare_audio(SAMPLE / "audio" / "dev", tmp_path / "dev", "--norm_from", tmp_path / "train")
     for split in ("train", "dev"):
-        arguments = ["--save_dir", str(tmp_path / f"{split}2"), "--num_workers", "0"]
-        prepare_data.main(["--librispeech_from_kaldi", str(SAMPLE / f"sample-{split}.blogmel.xz"), *arguments])
+        prepare(SAMPLE / f"sample-{split}.blogmel.xz", tmp_path / f"{split}2")
         computed, shipped = frames_of(tmp_path / split), frames_of(tmp_path / f"{split}2")
         assert list(computed) == list(shipped)
         assert all(np.abs(computed[u] - shipped[u]).max() < 1e-3 for u in computed)
@@ -264,14 +249,9 @@ def test_the_sample_in_the_repository_is_what_its_readme_says(tmp_path):
 
 
 def test_audio_killed_half_way_ends_with_the_same_bytes(corpus, tmp_path):
-    prepare(corpus, tmp_path / "alone")
-    code = (
-        "import os, signal, prepare_data, utils.log_mel as m; from utils import audio; n = [0]; whole = audio.log_mel\n"
-    )
-    code += "def dying(w):\n n[0] += 1\n if n[0] == 4: os.kill(os.getpid(), signal.SIGKILL)\n return whole(w)\n"
-    code += "audio.log_mel = dying; prepare_data.main()"
+    prepare_audio(corpus, tmp_path / "alone")
     arguments = ["--librispeech_audio", str(corpus), "--save_dir", str(tmp_path / "out"), "--num_workers", "0"]
-    assert subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True).returncode == -9
+    assert run_to_death(arguments, 4, "log_mel", "SIGKILL").returncode == -9
     assert len(list((tmp_path / "out" / ".raw").iterdir())) == 3
-    prepare(corpus, tmp_path / "out")
+    prepare_audio(corpus, tmp_path / "out")
     assert content(tmp_path / "out") == content(tmp_path / "alone")

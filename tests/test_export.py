@@ -6,9 +6,9 @@ from pathlib import Path
 import kaldiio
 import numpy as np
 import pytest
+from preparing_runs import prepare, prepare_audio
 
 import export_features
-import prepare_data
 from utils.errors import InputError
 from utils.prepared import load_lengths, load_tensor, save_lengths
 
@@ -17,12 +17,8 @@ AUDIO = Path(__file__).parent.parent / "librispeech_data" / "sample" / "audio" /
 
 @pytest.fixture(scope="module")
 def from_audio(tmp_path_factory):
-    """The sample's training audio, prepared."""
-    directory = tmp_path_factory.mktemp("audio") / "prepared"
-    prepare_data.main(
-        ["--librispeech_audio", str(AUDIO), "--save_dir", str(directory), "--num_workers", "0", "--max_seq_len", "400"]
-    )
-    return directory
+    """The sample's training audio, prepared and cut short."""
+    return prepare_audio(AUDIO, tmp_path_factory.mktemp("audio") / "prepared", "--max_seq_len", 400)
 
 
 def export(data, save, *options):
@@ -34,8 +30,7 @@ def export(data, save, *options):
 ])  # fmt: skip
 def test_audio_to_archive_to_tensors_is_audio_to_tensors(from_audio, tmp_path, name, read):
     export(from_audio, tmp_path / name)
-    arguments = ["--save_dir", str(tmp_path / "out"), "--max_seq_len", "400", "--num_workers", "0"]
-    prepare_data.main(["--librispeech_from_kaldi", str(tmp_path / read), *arguments])
+    prepare(tmp_path / read, tmp_path / "out", "--max_seq_len", 400)
     assert (tmp_path / "out" / "lengths.pkl").read_bytes() == (from_audio / "lengths.pkl").read_bytes()
     tensors = sorted(from_audio.glob("*.pt"))
     assert len(tensors) == 4

@@ -10,10 +10,10 @@ import pytest
 import soundfile
 import torch
 from conftest import make_prepared
+from preparing_runs import prepare_audio
 
 import export_features
 import load_pretrained_model
-import prepare_data
 from apc_model import APCModel
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig, audio
@@ -38,22 +38,23 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def from_audio(tmp_path_factory):
     """The sample's training audio, prepared."""
-    directory = tmp_path_factory.mktemp("audio") / "prepared"
-    prepare_data.main(
-        ["--librispeech_audio", str(AUDIO), "--save_dir", str(directory), "--num_workers", "0", "--max_seq_len", "800"]
-    )
-    return directory
+    return prepare_audio(AUDIO, tmp_path_factory.mktemp("audio") / "prepared", "--max_seq_len", 800)
+
+
+def one_by_one(checkpoint, prepared):
+    """Every layer's features, one prepared utterance at a time: (layers, frames, hidden) each."""
+    model = load_pretrained(checkpoint)
+    with torch.no_grad():
+        return {
+            utterance: model(load_tensor(prepared / f"{utterance}.pt")[None, :length], [length])[1][:, 0].numpy()
+            for utterance, length in load_lengths(prepared).items()
+        }
 
 
 @pytest.fixture(scope="module")
 def expected(checkpoint, from_audio):
-    """Every layer's features of the prepared audio, one utterance at a time: (layers, frames, hidden) each."""
-    model = load_pretrained(checkpoint)
-    with torch.no_grad():
-        return {
-            utterance: model(load_tensor(from_audio / f"{utterance}.pt")[None, :length], [length])[1][:, 0].numpy()
-            for utterance, length in load_lengths(from_audio).items()
-        }
+    """Every layer's features of the prepared audio."""
+    return one_by_one(checkpoint, from_audio)
 
 
 def extract(checkpoint, data, save_dir, *options):
@@ -151,13 +152,8 @@ def test_an_archive_of_16_bits_is_half_as_large_and_read_by_others_and_here(chec
 def test_features_do_not_depend_on_the_batch_or_the_pieces_they_were_computed_in(options, checkpoint, tmp_path):
     lengths = [40, 3, 17, 25, 8, 1, 33, 12, 20, 5, 40, 40]
     prepared = make_prepared(tmp_path / "prepared", lengths, mel_dim=80)
-    model = load_pretrained(checkpoint)
-    with torch.no_grad():
-        expected = {
-            utterance: model(load_tensor(prepared / f"{utterance}.pt")[None, :length], [length])[1][-1, 0].numpy()
-            for utterance, length in load_lengths(prepared).items()
-        }
-    assert_features(read(extract(checkpoint, prepared, tmp_path / "out", *options)), expected)
+    last = {utterance: feats[-1] for utterance, feats in one_by_one(checkpoint, prepared).items()}
+    assert_features(read(extract(checkpoint, prepared, tmp_path / "out", *options)), last)
 
 
 @pytest.mark.parametrize("norm", ["speaker", "utterance", "none"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preparing_runs import prepare
 
 import prepare_data
 from utils.errors import InputError
@@ -22,12 +23,6 @@ MATRICES = {f"s{i}-1-{i}": RNG.normal(10, 3, (n, 5)).astype(np.float32) for i, n
 def read(path):
     """All utterances of an archive."""
     return {found.utterance: found.load() for found in scan_archive(path)}
-
-
-def prepare(sources, save_dir, *options):
-    sources = sources if isinstance(sources, list) else [sources]
-    arguments = ["--save_dir", str(save_dir), "--num_workers", "0", *options]
-    prepare_data.main(["--librispeech_from_kaldi", *map(str, sources), *arguments])
 
 
 def same(found, expected=MATRICES):

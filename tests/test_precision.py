@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from preparing_runs import prepare
 from training_runs import SMALL, curves, stop_at, train, weights
 
-import prepare_data
 import train_apc
 from utils.errors import InputError, Stopped
 from utils.prepared import load_tensor, load_untrusted, save_tensor
@@ -23,11 +23,7 @@ def sample(tmp_path_factory):
     """The bundled recordings, prepared."""
     directory = tmp_path_factory.mktemp("sample")
     for split in ("train", "dev"):
-        with pytest.MonkeyPatch.context() as patch:
-            source = SAMPLE / f"sample-{split}.blogmel.xz"
-            patch.setattr("sys.argv", ["prepare_data.py", "--librispeech_from_kaldi", str(source), "--save_dir",
-                                       str(directory / split), "--num_workers", "0"])  # fmt: skip
-            prepare_data.main()
+        prepare(SAMPLE / f"sample-{split}.blogmel.xz", directory / split)
     return directory
 
 

@@ -6,32 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from preparing_runs import ROOT, content, prepare, run_to_death
 
-import prepare_data
 from utils.errors import InputError
 from utils.parallel import ordered_map
 from utils.prepared import load_lengths, load_tensor
 
-ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "librispeech_data" / "sample" / "sample-dev.blogmel.xz"
 GOOD = "a-1-1\n1 2\n3 4\n.\nb-1-1\n5 6\n.\n"
-
-
-def prepare(source, save_dir, *options, workers=0):
-    sources = [str(path) for path in (source if isinstance(source, list) else [source])]
-    prepare_data.main(
-        ["--librispeech_from_kaldi", *sources, "--save_dir", str(save_dir), "--num_workers", str(workers), *options]
-    )
-
-
-def content(directory):
-    """What a directory holds, but for the lock."""
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != ".lock"}
 
 
 @pytest.fixture
@@ -197,32 +183,6 @@ def test_the_number_of_workers_changes_no_byte(corpus, tmp_path, options):
     assert content(tmp_path / "0") == content(tmp_path / "1") == content(tmp_path / "3")
     lengths = list(load_lengths(tmp_path / "3"))
     assert lengths == sorted(lengths, key=lambda utterance: int(utterance.split("-")[2]))  # the archive's order
-
-
-DIE = """
-import os, signal, sys
-import prepare_data
-from utils.errors import run_script
-from {module} import {owner}
-whole, calls = {owner}.{method}, 0
-def dying(*args, **options):
-    global calls
-    calls += 1
-    if calls == {at}:
-        os.kill(os.getpid(), signal.{signal})
-    return whole(*args, **options)
-{owner}.{method} = dying
-run_script(prepare_data.main)
-"""
-
-
-def run_to_death(arguments, at, method, signal_name):
-    """Run the script in a process that sends itself a signal at a call of a method. Ends when its workers have, too."""
-    module, owner = ("utils.preparing", "_Job") if method.startswith("_") else ("utils.normalization", "Normalizer")
-    code = DIE.format(module=module, owner=owner, method=method, at=at, signal=signal_name)
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
 
 
 @pytest.mark.parametrize("norm, at, method, signal_name", [

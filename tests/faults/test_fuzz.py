@@ -15,8 +15,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from limits import MIB, memory_limit, time_limit
+from preparing_runs import prepare
 
-import prepare_data
 from apc_model import APCModel
 from export_model import to_safetensors
 from load_pretrained_model import load_pretrained
@@ -122,9 +122,9 @@ def read_experiment(path):
 
 
 def read_beside_model(path):
-    write = path.with_name("foo__epoch_1.model")
-    torch.save(model().state_dict(), write)
-    return load_pretrained(write)
+    checkpoint = path.with_name("foo__epoch_1.model")
+    torch.save(model().state_dict(), checkpoint)
+    return load_pretrained(checkpoint)
 
 
 def read_made_from(path):
@@ -141,12 +141,11 @@ def are_normalized(found, _expected):
     return all(np.isfinite(x).all() and x.dtype == np.float32 for x in found)
 
 
-def prepare(path):
-    """Run prepare_data.py on an archive, with bad utterances left out."""
+def read_prepared(path):
+    """What prepare_data.py makes of an archive, with bad utterances left out."""
     out = path.parent / "out"
     shutil.rmtree(out, ignore_errors=True)
-    arguments = ["--librispeech_from_kaldi", path, "--save_dir", out, "--on_error", "skip", "--max_seq_len", 2]
-    prepare_data.main([*map(str, arguments), "--num_workers", "0"])
+    prepare(path, out, "--on_error", "skip", "--max_seq_len", 2)
     return {utterance: (n, load_tensor(out / f"{utterance}.pt")) for utterance, n in load_lengths(out).items()}
 
 
@@ -162,12 +161,11 @@ def write_legacy(path):
     torch.save(TENSOR, path, _use_new_zipfile_serialization=False)
 
 
-EXPERIMENT = "foo.dir/foo__epoch_1.model"
 KINDS = {
     "a.blogmel": Kind(write_frames, read_archive, are_frames),
     "a.blogmel.xz": Kind(write_frames, read_archive, same),
     "a.blogmel.gz": Kind(write_frames, read_archive, same),
-    "prepared/a.blogmel": Kind(write_frames, prepare, is_prepared),
+    "prepared/a.blogmel": Kind(write_frames, read_prepared, is_prepared),
     "a.ark": Kind(lambda path: write_ark(path, FRAMES.items()), read_archive, are_frames),
     "compressed/a.ark": Kind(
         lambda path: kaldiio.save_ark(str(path), FRAMES, compression_method=2), read_archive, are_frames

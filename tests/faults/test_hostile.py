@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from preparing_runs import prepare
 from refusals import read_archive, refused
 
-import prepare_data
 import train_apc
 from apc_model import APCModel
 from datasets import LibriSpeech
@@ -37,10 +37,6 @@ class RunsCode:
 
     def __reduce__(self):
         return os.system, (self.command,)
-
-
-def prepare(source, out, *options):
-    prepare_data.main(["--librispeech_from_kaldi", str(source), "--save_dir", str(out), "--num_workers", "0", *options])
 
 
 def small_model():
