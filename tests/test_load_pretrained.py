@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import os
 import subprocess
 import sys
 from collections import OrderedDict
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_prepared
+from refusals import RunsCode
 from test_apc_model import HIDDEN, MEL, make_batch, make_models
 
 from datasets import LibriSpeech
@@ -25,12 +25,12 @@ from utils.training_state import training_state
 SCRIPT = Path(__file__).parent.parent / "load_pretrained_model.py"
 
 
-class RunsCode:
-    def __init__(self, proof):
-        self.proof = proof
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.proof}",)
+def s3prl_names(model):
+    """A model's weights under the names that s3prl gives them."""
+    return {
+        name.replace("rnns.", "rnn_layers.").replace("postnet.layer.", "postnet."): value
+        for name, value in model.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
@@ -81,10 +81,7 @@ def test_config_json_beside_a_checkpoint_tells_residual_and_time_shift(tmp_path,
 
 def test_an_s3prl_checkpoint_loads_and_its_residual_starts_at_layer_one(tmp_path):
     model, _ = make_models(prenet_layers=0, hidden=MEL)  # where layer 0 could have a residual too
-    state = {
-        name.replace("rnns.", "rnn_layers.").replace("postnet.layer.", "postnet."): value.squeeze(-1)
-        for name, value in model.state_dict().items()
-    }
+    state = {name: value.squeeze(-1) for name, value in s3prl_names(model).items()}
     config = {"apc": {"n_future": 5, "paras": {"residual": True, "hidden_size": MEL}}}
     saved = {"model": state, "config": config, "Args": argparse.Namespace(seed=1)}
     torch.save(saved, tmp_path / "apc.ckpt")
@@ -97,10 +94,7 @@ def test_an_s3prl_checkpoint_loads_and_its_residual_starts_at_layer_one(tmp_path
 
 def test_an_s3prl_checkpoint_of_data_parallel_loads(tmp_path):
     model, _ = make_models()
-    state = {
-        "module." + name.replace("rnns.", "rnn_layers.").replace("postnet.layer.", "postnet."): value
-        for name, value in model.state_dict().items()
-    }
+    state = {f"module.{name}": value for name, value in s3prl_names(model).items()}
     torch.save({"model": state, "config": {"residual": True}}, tmp_path / "apc.ckpt")
     torch.testing.assert_close(load_pretrained(tmp_path / "apc.ckpt")(*make_batch()), model(*make_batch()))
 
@@ -115,12 +109,8 @@ def test_an_s3prl_checkpoint_loads_whatever_stands_beside_its_weights(tmp_path):
     model(*make_batch())[0].sum().backward()
     optimizer = torch.optim.Adam(model.parameters())
     optimizer.step()
-    state = {
-        name.replace("rnns.", "rnn_layers.").replace("postnet.layer.", "postnet."): value
-        for name, value in model.state_dict().items()
-    }
     saved = {
-        "Optimizer": optimizer.state_dict(), "Step": 7, "model": state,
+        "Optimizer": optimizer.state_dict(), "Step": 7, "model": s3prl_names(model),
         "Args": argparse.Namespace(expdir=Path("exp"), seed=1, device="cuda", gpu=torch.device("cuda")),
         "Config": {"model": {"method": "apc", "n_future": 3, "paras": {"residual": True, "num_layers": 3}},
                    "lr": np.float64(1e-3)},

@@ -1,5 +1,6 @@
 """What the tests of hostile files share: that a file is refused, and what refusing it may take."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,16 @@ from utils.kaldi_io import scan_archive
 
 SECONDS = 60  # on a busy machine
 SMALL_BYTES = 64 * MIB  # for what is refused at sight
+
+
+class RunsCode:
+    """Pickles to a call of os.system."""
+
+    def __init__(self, proof: Path) -> None:
+        self.command = f"touch '{proof}'"
+
+    def __reduce__(self) -> tuple[Callable, tuple[str]]:
+        return os.system, (self.command,)
 
 
 def refused(read: Callable, *arguments: Any, match: str | None = None, limit: int = SMALL_BYTES) -> None:

@@ -72,20 +72,16 @@ def test_an_ark_that_declares_two_thousand_million_rows_is_refused(name, kind, t
     refused(read_archive, path, match=r"a-1-1.*2147483647 x 1 is no utterance")
 
 
-def zip_of(path, members, compression=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-
-
 @pytest.mark.parametrize("load", [load_tensor, load_pretrained])
 def test_a_compressed_bomb_in_a_pt_file_is_refused(load, tmp_path):
     save_tensor(tmp_path / "good.pt", torch.ones(2, 2))
     with zipfile.ZipFile(tmp_path / "good.pt") as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
     members[next(name for name in members if name.endswith("data/0"))] = bytes(512 * MIB)
-    zip_of(tmp_path / "bomb.pt", members, zipfile.ZIP_DEFLATED)
-    del members
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    del members, content
     assert (tmp_path / "bomb.pt").stat().st_size < MIB
     refused(load, tmp_path / "bomb.pt", match=r"bomb\.pt is damaged")
 

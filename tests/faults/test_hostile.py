@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from preparing_runs import prepare
-from refusals import read_archive, refused
+from refusals import RunsCode, read_archive, refused
 
 import train_apc
 from apc_model import APCModel
@@ -27,16 +27,6 @@ from utils.output_directory import OutputDirectory
 from utils.prepared import load_lengths, load_tensor, save_lengths, save_tensor
 
 GOOD = "a-1-1\n1 2\n3 4\n.\nb-1-1\n5 6\n.\n"
-
-
-class RunsCode:
-    """Pickles to a call of os.system."""
-
-    def __init__(self, proof):
-        self.command = f"touch '{proof}'"
-
-    def __reduce__(self):
-        return os.system, (self.command,)
 
 
 def small_model():
