@@ -1,12 +1,12 @@
 """Facts about what TensorBoard shows of each epoch: it is there, and training does not feel it."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from conftest import make_prepared
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import MEL, SEQ
+from training_runs import train as run_training
 
 import train_apc
 from apc_model import APCModel
@@ -14,9 +14,8 @@ from datasets import LibriSpeech
 from utils import RNNConfig
 from utils.figures import draw_epoch
 
-MEL = 5
 OPTIONS = (
-    f"train_apc.py --feature_dim {MEL} --rnn_hidden_size 8 --rnn_num_layers 2 --rnn_dropout 0.5 --batch_size 4 "
+    f"--feature_dim {MEL} --rnn_hidden_size 8 --rnn_num_layers 2 --rnn_dropout 0.5 --batch_size 4 "
     "--epochs 2 --load_data_workers 0 --librispeech_path data --train_split train --val_split dev --time_shift 2"
 )
 
@@ -25,15 +24,14 @@ OPTIONS = (
 def workplace(tmp_path, monkeypatch):
     """A directory with prepared splits."""
     monkeypatch.chdir(tmp_path)
-    make_prepared(tmp_path / "data/train", [30, 17, 25, 8, 29, 12], 30, MEL)
-    make_prepared(tmp_path / "data/dev", [30, 12, 4, 9, 21, 15], 30, MEL, seed=1)
+    make_prepared(tmp_path / "data/train", [30, 17, 25, 8, 29, 12], SEQ, MEL)
+    make_prepared(tmp_path / "data/dev", [30, 12, 4, 9, 21, 15], SEQ, MEL, seed=1)
     return tmp_path
 
 
 def train(monkeypatch, name):
     """Run train_apc.py in this process, and return the experiment's directory."""
-    monkeypatch.setattr(sys, "argv", [*OPTIONS.split(), "--experiment_name", name])
-    train_apc.main()
+    run_training(monkeypatch, "--experiment_name", name, base=OPTIONS)
     return f"logs/{name}.dir"
 
 

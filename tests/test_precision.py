@@ -1,6 +1,5 @@
 """Facts about mixed precision: it learns as float32 does, and what is saved is float32."""
 
-import os
 import re
 import signal
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from preparing_runs import prepare
-from training_runs import SMALL, curves, stop_at, train, weights
+from training_runs import SMALL, curves, made, stop_at, train
 
 import train_apc
 from utils.errors import InputError, Stopped
@@ -49,14 +48,13 @@ def test_what_is_saved_is_float32_and_resumes_bit_for_bit(workplace, monkeypatch
     options = ("--precision", precision, "--prenet_num_layers", 1, "--rnn_dropout", 0.3)
     train(monkeypatch, *options, "--experiment_name", "whole")
     with monkeypatch.context() as patch:
-        stop_at(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stop_at(patch, 7, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Stopped):
             train(patch, *options, "--experiment_name", "cut")
     for path in (LOGS / "cut.dir").glob("*.model"):
         assert {value.dtype for value in torch.load(path, weights_only=True).values()} == {torch.float32}
     train(monkeypatch, *options, "--experiment_name", "cut", "--resume")
-    assert weights(LOGS / "whole.dir") == weights(LOGS / "cut.dir")
-    assert curves(LOGS / "whole.dir") == curves(LOGS / "cut.dir")
+    assert made("whole") == made("cut")
     with pytest.raises(InputError, match=f"precision was {precision} and is now fp32"):
         train(monkeypatch, "--prenet_num_layers", 1, "--rnn_dropout", 0.3, "--experiment_name", "cut", "--resume")
 

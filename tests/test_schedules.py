@@ -1,11 +1,10 @@
 """Facts about the schedules of the learning rate, early stopping and the best epoch's weights."""
 
-import os
 import signal
 from pathlib import Path
 
 import pytest
-from training_runs import curves, stop_at, train, weights
+from training_runs import curves, made, stop_at, train, weights
 
 import train_apc
 from utils.errors import InputError, Stopped
@@ -47,12 +46,11 @@ def test_a_schedule_goes_on_bit_for_bit_where_it_was_stopped(workplace, monkeypa
     train(monkeypatch, *options, "--experiment_name", "whole")
     for step in (2, 10, 25):
         with monkeypatch.context() as patch:
-            stop_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            stop_at(patch, step, lambda: signal.raise_signal(signal.SIGTERM))
             with pytest.raises(Stopped):
                 train(patch, *options, "--experiment_name", "cut", "--resume")
     train(monkeypatch, *options, "--experiment_name", "cut", "--resume")
-    assert weights(LOGS / "whole.dir") == weights(LOGS / "cut.dir")
-    assert curves(LOGS / "whole.dir") == curves(LOGS / "cut.dir")
+    assert made("whole") == made("cut")
     assert rates("whole")[:3] == pytest.approx([0.1, 0.2, 0.3])
     assert rates("whole")[-1] == pytest.approx(0.3) if schedule == "constant" else rates("whole")[-1] < 0.2
 
@@ -84,7 +82,7 @@ def test_an_epochs_points_are_never_there_twice(workplace, monkeypatch):
     validate = train_apc.Trainer.validate
 
     def stop_after_validation(self, stop):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return validate(self, stop)
 
     def crash(*_):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_prepared
 from plain_apc import PlainAPC, plain_loss
-from training_runs import MEL, SEQ, curves, stop_at, train, weights
+from training_runs import MEL, SEQ, curves, made, stop_at, train, weights
 
 import train_apc
 from datasets import BatchOrder, LibriSpeech
@@ -49,9 +49,9 @@ def test_every_option_is_explained_in_a_sentence(monkeypatch):
 def test_without_a_split_named_it_finds_what_the_readme_prepares(workplace, monkeypatch):
     (workplace / "librispeech_data").mkdir()
     (workplace / "data").rename(workplace / "librispeech_data/preprocessed")
-    for made, name in (("train", "train-clean-360-hires-norm.blogmel"), ("dev", "dev-clean-hires-norm-blogmel")):
+    for split, name in (("train", "train-clean-360-hires-norm.blogmel"), ("dev", "dev-clean-hires-norm-blogmel")):
         directory = workplace / "librispeech_data/preprocessed"
-        (directory / made).rename(directory / name)
+        (directory / split).rename(directory / name)
     train(monkeypatch, base=f"--feature_dim {MEL} --rnn_hidden_size 4 --epochs 1 --load_data_workers 0")
     assert (workplace / "logs/foo.dir/foo__epoch_1.model").exists()
 
@@ -130,15 +130,13 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(workpl
     train(monkeypatch, *options, "--experiment_name", "whole")
     for step in stops:
         with monkeypatch.context() as patch:
-            stop_at(patch, step, lambda: os.kill(os.getpid(), signum))
+            stop_at(patch, step, lambda: signal.raise_signal(signum))
             with pytest.raises(Stopped, match=rf"{signal.Signals(signum).name}; .*--resume") as stopped:
                 train(patch, *options, "--experiment_name", "cut", "--resume")
         assert stopped.value.signum == signum
         torch.manual_seed(step)  # whatever the generators hold when a new process starts
     train(monkeypatch, *options, "--experiment_name", "cut", "--resume")
-    whole, cut = workplace / "logs/whole.dir", workplace / "logs/cut.dir"
-    assert weights(whole) == weights(cut)
-    assert curves(whole) == curves(cut)
+    assert made("whole") == made("cut")
 
 
 @pytest.mark.parametrize("step", [3, 7, 10, 14])
@@ -154,10 +152,9 @@ def test_a_crash_costs_the_steps_since_the_last_save_and_nothing_else(workplace,
     steps = []
     stop_at(monkeypatch, 1, lambda: steps.append("from the start"))
     train(monkeypatch, "--rnn_dropout", 0.5, "--experiment_name", "cut", "--save_every", 3, "--resume")
-    whole, cut = workplace / "logs/whole.dir", workplace / "logs/cut.dir"
     assert not steps
-    assert weights(whole) == weights(cut) and curves(whole) == curves(cut)
-    assert len(list(cut.glob("*.state"))) == 2
+    assert made("whole") == made("cut")
+    assert len(list((workplace / "logs/cut.dir").glob("*.state"))) == 2
 
 
 def test_a_damaged_last_state_falls_back_to_the_one_before(workplace, monkeypatch):
@@ -166,9 +163,8 @@ def test_a_damaged_last_state_falls_back_to_the_one_before(workplace, monkeypatc
     last = workplace / "logs/cut.dir/cut__step_10.state"
     last.write_bytes(last.read_bytes()[:-50])
     train(monkeypatch, "--experiment_name", "cut", "--save_every", 3, "--resume")
-    whole, cut = workplace / "logs/whole.dir", workplace / "logs/cut.dir"
-    assert weights(whole) == weights(cut) and curves(whole) == curves(cut)
-    assert "cut__step_10.state" in (cut / "cut.log").read_text()
+    assert made("whole") == made("cut")
+    assert "cut__step_10.state" in (workplace / "logs/cut.dir/cut.log").read_text()
 
 
 def test_what_would_change_the_result_is_refused_on_resume(workplace, monkeypatch):
@@ -202,8 +198,7 @@ def test_a_number_that_is_not_finite_stops_before_the_step_and_names_the_batch(w
     assert all(value.isfinite().all() for value in saved["model"].values())
     save_tensor(path, good)
     train(monkeypatch, "--experiment_name", "cut", "--resume")
-    whole, cut = workplace / "logs/whole.dir", workplace / "logs/cut.dir"
-    assert weights(whole) == weights(cut) and curves(whole) == curves(cut)
+    assert made("whole") == made("cut")
 
 
 def test_losses_read_late_as_on_a_gpu_never_save_what_came_after_a_bad_step(workplace, monkeypatch):
@@ -274,7 +269,7 @@ def test_weights_that_a_step_has_broken_are_never_saved(workplace, monkeypatch):
 def test_stopped_after_the_last_of_max_steps_the_weights_are_still_written(workplace, monkeypatch, max_steps):
     train(monkeypatch, "--max_steps", max_steps, "--experiment_name", "whole")
     with monkeypatch.context() as patch:
-        stop_at(patch, max_steps, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stop_at(patch, max_steps, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Stopped):
             train(patch, "--max_steps", max_steps, "--experiment_name", "cut")
     train(monkeypatch, "--max_steps", max_steps, "--experiment_name", "cut", "--resume")
@@ -285,7 +280,7 @@ def test_a_signal_while_a_bad_loss_is_unread_still_saves_what_is_good(workplace,
     monkeypatch.setitem(train_apc.READ_EVERY, "cpu", 50)
     for path in Path("data/train").glob("*.pt"):
         save_tensor(path, torch.full((SEQ, MEL), float("nan")))
-    stop_at(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stop_at(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped):
         train(monkeypatch)
     assert [path.name for path in (workplace / "logs/foo.dir").glob("*.state")] == ["foo__step_0.state"]

@@ -1,6 +1,7 @@
 """Runs of train_apc.py in the process of the tests, and what they leave."""
 
 import sys
+from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -41,3 +42,9 @@ def curves(experiment):
 def weights(experiment):
     """{file name: bytes} of an experiment's checkpoints, without the experiment's name."""
     return {path.name.split("__")[1]: path.read_bytes() for path in experiment.glob("*.model")}
+
+
+def made(name):
+    """All that two runs of one training must have in common: checkpoints and curves of the experiment logs/<name>."""
+    experiment = Path("logs") / f"{name}.dir"
+    return weights(experiment), curves(experiment)
