@@ -1,6 +1,6 @@
 """APC in its plainest formulation: single recurrent layers, packing and padding between them, on sorted batches.
 
-What the tests and benchmarks hold the project against; slow on a CPU, and easy to check by eye.
+What the tests hold the project against; slow on a CPU, and easy to check by eye.
 """
 
 from itertools import pairwise

@@ -1,5 +1,7 @@
 """A packed RNN layer is nn.GRU or nn.LSTM, to float precision, at a cost linear in the length."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -51,10 +53,16 @@ def pack(inputs, lengths):
     return pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
 
 
+def tensors(result):
+    """The packed output and the final state or states of a layer."""
+    output, final = result
+    return [output.data, *flat(final)]
+
+
 def run(layer, rnn, inputs, lengths, state):
     """Returns outputs, final states and every gradient of a loss that weighs all of them differently."""
     output, final = layer(pack(inputs, lengths), state)
-    results = [output.data, *flat(final)]
+    results = tensors((output, final))
     generator = torch.Generator().manual_seed(2)
     weights = [torch.randn(result.shape, generator=generator, dtype=result.dtype) for result in results]
     loss = sum((weight * result).sum() for weight, result in zip(weights, results, strict=True))
@@ -76,7 +84,7 @@ def test_equals_the_module_in_outputs_states_and_every_gradient(rnn_class, case,
     lengths, input_size, hidden = CASES[case]
     rnn, inputs, state = make_inputs(rnn_class, lengths, input_size, hidden, dtype)
     for initial in (state, None):
-        output, ours = run(lambda packed, hx: packed_rnn(rnn, packed, hx), rnn, inputs, lengths, initial)
+        output, ours = run(partial(packed_rnn, rnn), rnn, inputs, lengths, initial)
         reference, plain = run(rnn, rnn, inputs, lengths, initial)
         assert_same(ours, plain, tolerance)
         for index in ("batch_sizes", "sorted_indices", "unsorted_indices"):
@@ -90,7 +98,7 @@ def test_equals_the_module_with_any_number_of_threads(rnn_class, threads):
     rnn, inputs, state = make_inputs(rnn_class, [7, 3, 5], 4, 6, torch.float64)
     try:
         torch.set_num_threads(threads)
-        _, ours = run(lambda packed, hx: packed_rnn(rnn, packed, hx), rnn, inputs, [7, 3, 5], state)
+        _, ours = run(partial(packed_rnn, rnn), rnn, inputs, [7, 3, 5], state)
     finally:
         torch.set_num_threads(before)
     assert_same(ours, run(rnn, rnn, inputs, [7, 3, 5], state)[1], 1e-12)
@@ -101,10 +109,9 @@ def test_a_sequence_packed_in_order_needs_no_indices(rnn_class):
     rnn, inputs, state = make_inputs(rnn_class, [5, 4, 2], 3, 4, torch.float64)
     packed = pack_padded_sequence(inputs, [5, 4, 2], batch_first=True)
     assert packed.sorted_indices is None
-    output, final = packed_rnn(rnn, packed, state)
-    expected, expected_final = rnn(packed, state)
-    assert_same([output.data, *flat(final)], [expected.data, *flat(expected_final)], 1e-12)
-    assert output.unsorted_indices is None
+    result = packed_rnn(rnn, packed, state)
+    assert_same(tensors(result), tensors(rnn(packed, state)), 1e-12)
+    assert result[0].unsorted_indices is None
 
 
 @RNN_CLASSES
@@ -114,10 +121,9 @@ def test_gradcheck_with_an_initial_state_and_through_the_final_one(rnn_class):
     rnn, inputs, state = make_inputs(rnn_class, lengths, 3, 2, torch.float64)
     parameters = list(rnn.parameters())
 
-    def layer(inputs, *tensors):
-        states = tensors[len(parameters) :]
-        output, final = packed_rnn(rnn, pack(inputs, lengths), states[0] if rnn_class is nn.GRU else states)
-        return output.data, *flat(final)
+    def layer(inputs, *weights_and_states):
+        states = weights_and_states[len(parameters) :]
+        return tuple(tensors(packed_rnn(rnn, pack(inputs, lengths), states[0] if rnn_class is nn.GRU else states)))
 
     assert torch.autograd.gradcheck(layer, (inputs, *parameters, *flat(state)))
 
@@ -127,13 +133,11 @@ def test_gradcheck_with_an_initial_state_and_through_the_final_one(rnn_class):
 def test_the_same_without_gradients_and_without_a_graph(rnn_class):
     lengths = [9, 2, 6, 9]
     rnn, inputs, state = make_inputs(rnn_class, lengths, 3, 4)
-    expected = packed_rnn(rnn, pack(inputs, lengths), state)
+    expected = tensors(packed_rnn(rnn, pack(inputs, lengths), state))
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            results = packed_rnn(rnn, pack(inputs, lengths), state)
-        for result, reference in zip(
-            [results[0].data, *flat(results[1])], [expected[0].data, *flat(expected[1])], strict=True
-        ):
+            results = tensors(packed_rnn(rnn, pack(inputs, lengths), state))
+        for result, reference in zip(results, expected, strict=True):
             assert not result.requires_grad and reference.requires_grad
             assert torch.equal(result, reference)
 
@@ -147,18 +151,17 @@ def test_one_sequence_without_gradients_is_the_same_too(rnn_class, batch_first, 
     rnn.batch_first = batch_first
     for initial in (state, None):
         with torch.no_grad():
-            output, final = packed_rnn(rnn, pack(inputs, lengths), initial)
-            expected, expected_final = rnn(pack(inputs, lengths), initial)
-        assert output.batch_sizes.equal(expected.batch_sizes)
-        assert_same([output.data, *flat(final)], [expected.data, *flat(expected_final)], 2e-6)
+            result = packed_rnn(rnn, pack(inputs, lengths), initial)
+            expected = rnn(pack(inputs, lengths), initial)
+        assert result[0].batch_sizes.equal(expected[0].batch_sizes)
+        assert_same(tensors(result), tensors(expected), 2e-6)
 
 
 @RNN_CLASSES
 def test_a_frozen_layer_on_plain_input_has_no_graph(rnn_class):
     rnn, inputs, _ = make_inputs(rnn_class, [3, 2], 3, 4)
     rnn.requires_grad_(False)
-    output, final = packed_rnn(rnn, pack(inputs.detach(), [3, 2]))
-    assert output.data.grad_fn is None and all(part.grad_fn is None for part in flat(final))
+    assert all(part.grad_fn is None for part in tensors(packed_rnn(rnn, pack(inputs.detach(), [3, 2]))))
 
 
 class Work(TorchDispatchMode):
@@ -225,7 +228,7 @@ def test_a_second_backward_through_a_kept_graph_gives_the_same_gradients(rnn_cla
 def test_two_runs_agree_bit_for_bit(rnn_class):
     lengths = [70, 64, 30, 8]
     rnn, inputs, state = make_inputs(rnn_class, lengths, 40, 64)
-    runs = [run(lambda packed, hx: packed_rnn(rnn, packed, hx), rnn, inputs, lengths, state)[1] for _ in range(2)]
+    runs = [run(partial(packed_rnn, rnn), rnn, inputs, lengths, state)[1] for _ in range(2)]
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
@@ -237,9 +240,8 @@ def test_any_other_module_is_called(rnn_class, options):
     _, inputs, _ = make_inputs(rnn_class, [4, 2], 3, 4)
     rnn = rnn_class(3, 4, batch_first=True, **options)
     packed = pack(inputs, [4, 2])
-    (output, final), (expected, expected_final) = packed_rnn(rnn, packed), rnn(packed)
-    assert torch.equal(output.data, expected.data)
-    assert all(torch.equal(*pair) for pair in zip(flat(final), flat(expected_final), strict=True))
+    results = tensors(packed_rnn(rnn, packed)), tensors(rnn(packed))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def test_other_dtypes_are_left_to_the_module():

@@ -143,20 +143,14 @@ def listening(tmp_path):
     """A checkpoint, a normalization.json, and the features of real speech by both, computed offline."""
     torch.manual_seed(0)
     model = APCModel(80, None, RNNConfig(80, 16, 2, 0.0, True)).eval()
-    torch.save(model.state_dict(), tmp_path / "bs32-rhl2-rhs16-rd0-adam-res-ts3.pt")
+    checkpoint, norm = tmp_path / "bs32-rhl2-rhs16-rd0-adam-res-ts3.pt", tmp_path / "normalization.json"
+    torch.save(model.state_dict(), checkpoint)
     frames = log_mel(read_waveform(SPEECH))
-    normalizer = Normalizer(
-        "global", "", {"all speakers": (frames.mean(0, np.float64), frames.std(0, dtype=np.float64))}
-    )
-    normalizer.save(tmp_path / "normalization.json")
+    mean, std = frames.mean(0, np.float64), frames.std(0, dtype=np.float64)
+    normalizer = Normalizer("global", "", {"all speakers": (mean, std)})
+    normalizer.save(norm)
     expected = offline(model, torch.from_numpy(normalizer.apply(frames))[None])[-1, 0].numpy()
-    options = [
-        "--checkpoint",
-        tmp_path / "bs32-rhl2-rhs16-rd0-adam-res-ts3.pt",
-        "--norm_from",
-        tmp_path / "normalization.json",
-    ]
-    return [str(option) for option in options], expected
+    return ["--checkpoint", str(checkpoint), "--norm_from", str(norm)], expected
 
 
 @pytest.mark.parametrize("piece_ms", [10, 37])
