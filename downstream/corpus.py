@@ -11,7 +11,8 @@ from typing import NamedTuple
 from downstream.features import FeatureSets, Utterances, log_mel_features, model_features, read_utterances
 from downstream.labels import PhoneLabels, read_labels
 from downstream.splits import SETS, TRAIN, Splits, find_splits
-from load_pretrained_model import load_pretrained, pick_layers
+from load_pretrained_model import load_pretrained
+from utils.extraction import pick_layers
 from utils.normalization import BY_MAP, Speakers
 from utils.options import pick_device
 from utils.preparing import Options, prepare
@@ -76,6 +77,6 @@ def chosen_features(
         return {f"log Mel{around}": {name: log_mel_features(corpus.sets[name], context) for name in SETS}}
     device = pick_device(options.device)
     model = load_pretrained(options.checkpoint, device, options.residual)
-    layers = pick_layers(options.layer, model)
+    layers = pick_layers(options.layer, model.num_feats)
     by_set = {name: model_features(model, corpus.sets[name], device) for name in SETS}
     return {f"layer {layer}": {name: by_set[name][layer] for name in SETS} for layer in layers}

@@ -15,6 +15,7 @@ import torch
 from downstream import phone_classification, run_all, speaker_identification, speaker_verification
 from downstream.report import Claim, Row
 from load_pretrained_model import load_pretrained
+from utils import RNNConfig
 from utils.errors import InputError
 from utils.log_mel import SAMPLE_RATE
 
@@ -92,6 +93,16 @@ def test_speakers_who_sound_apart_are_verified_and_identified(corpus, tmp_path):
     assert results(tmp_path)["log Mel"]["cosine"] < 0.3
     speaker_identification.main(arguments(corpus, tmp_path, "--seeds", 2))
     assert results(tmp_path)["log Mel"] == [0, 0]
+
+
+def test_layers_of_a_checkpoint_are_probed_by_number_or_all(corpus, tmp_path):
+    checkpoint = tmp_path / "bs8-rhl2-rhs16-rd0-adam-res-ts3.pt"
+    torch.save(run_all.random_model(RNNConfig(80, 16, 2, 0.0, True), 0).state_dict(), checkpoint)
+    found = {}
+    for layer in ("all", "-1"):
+        speaker_verification.main(arguments(corpus, tmp_path, "--checkpoint", checkpoint, "--layer", layer))
+        found[layer] = results(tmp_path)
+    assert list(found["all"]) == ["layer 0", "layer 1"] and found["-1"] == {"layer 1": found["all"]["layer 1"]}
 
 
 def test_a_held_out_speaker_is_verified_but_cannot_be_identified(corpus, tmp_path):
