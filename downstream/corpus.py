@@ -8,6 +8,9 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+from apc_model import APCModel
 from downstream.features import FeatureSets, Utterances, log_mel_features, model_features, read_utterances
 from downstream.labels import PhoneLabels, read_labels
 from downstream.splits import SETS, TRAIN, Splits, find_splits
@@ -16,8 +19,6 @@ from utils.extraction import pick_layers
 from utils.normalization import BY_MAP, Speakers
 from utils.options import pick_device
 from utils.preparing import Options, prepare
-
-MAX_SEQ_LEN = 1600  # frames, as prepare_data.py has it
 
 
 class Corpus(NamedTuple):
@@ -38,6 +39,15 @@ class Corpus(NamedTuple):
     def speakers_of(self, name: str) -> list[str]:
         """The speaker of each utterance of a set."""
         return [self.speakers[utterance] for utterance in self.sets[name].ids]
+
+    def log_mel(self, context: tuple[int, int] = (0, 0)) -> FeatureSets:
+        """Log Mel, with so many frames before and after each."""
+        return {name: log_mel_features(utterances, context) for name, utterances in self.sets.items()}
+
+    def hidden_states(self, model: APCModel, device: torch.device) -> list[FeatureSets]:
+        """The features of each layer of a model."""
+        by_set = [model_features(model, utterances, device) for utterances in self.sets.values()]
+        return [dict(zip(self.sets, of_layer, strict=True)) for of_layer in zip(*by_set, strict=True)]
 
 
 def load_corpus(options: argparse.Namespace, save_dir: Path) -> Corpus:
@@ -63,7 +73,7 @@ def prepare_set(splits: Splits, name: str, prepared: Path, options: argparse.Nam
     prepare(
         splits.sources[name],
         prepared / name,
-        Options(MAX_SEQ_LEN, options.num_workers, norm=options.norm, speakers=rule,
+        Options(num_workers=options.num_workers, norm=options.norm, speakers=rule,
                 norm_from=prepared / TRAIN if is_like_train else None),
     )  # fmt: skip
 
@@ -74,9 +84,9 @@ def chosen_features(
     """The features that the options name, under a name for each: one of log Mel, or one a layer."""
     if options.checkpoint is None:
         around = f", {context[0]} frames before and {context[1]} after" if any(context) else ""
-        return {f"log Mel{around}": {name: log_mel_features(corpus.sets[name], context) for name in SETS}}
+        return {f"log Mel{around}": corpus.log_mel(context)}
     device = pick_device(options.device)
     model = load_pretrained(options.checkpoint, device, options.residual)
     layers = pick_layers(options.layer, model.num_feats)
-    by_set = {name: model_features(model, corpus.sets[name], device) for name in SETS}
-    return {f"layer {layer}": {name: by_set[name][layer] for name in SETS} for layer in layers}
+    by_layer = corpus.hidden_states(model, device)
+    return {f"layer {layer}": by_layer[layer] for layer in layers}

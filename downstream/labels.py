@@ -6,6 +6,7 @@ t * 10 ms + 12.5 ms. A frame whose middle no line covers has no phone and takes 
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ NO_PHONE = -1
 CTM_FIELDS = (5, 6)  # utterance channel start duration phone [confidence]
 FRAMES_TOLERANCE = 3  # by which a line of frame labels may miss the frames: tools differ at the edges
 MAX_SECONDS = 1 << 20
+EDGE_SECONDS = (WINDOW_MS - SHIFT_MS) / 2 / 1000  # from a frame's beginning to the 10 ms around its middle
 
 
 class Alignment(NamedTuple):
@@ -145,15 +147,10 @@ def _ctm_segment(fields: list[str], where: str) -> tuple[float, float, str]:
 
 def _runs(labels: Iterable[str]) -> Iterator[tuple[float, float, str]]:
     """(start, end, label) of each run of equal labels, so that a frame's middle falls into its own."""
-    first, previous, number = 0, None, 0
-    for number, label in enumerate([*labels, None]):
-        if previous is not None and label != previous:
-            yield first * SHIFT_MS / 1000 + _EDGE, number * SHIFT_MS / 1000 + _EDGE, previous
-        if label != previous:
-            first, previous = number, label
-
-
-_EDGE = (WINDOW_MS - SHIFT_MS) / 2 / 1000  # seconds from a frame's beginning to the 10 ms around its middle
+    end = 0  # frames
+    for label, run in groupby(labels):
+        first, end = end, end + len(list(run))
+        yield first * SHIFT_MS / 1000 + EDGE_SECONDS, end * SHIFT_MS / 1000 + EDGE_SECONDS, label
 
 
 def _alignment(segments: list[tuple[float, float, str]], index: dict[str, int], num_labels: int | None) -> Alignment:

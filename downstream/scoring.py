@@ -4,7 +4,7 @@ import statistics
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import roc_curve
+from sklearn.metrics import confusion_matrix, roc_curve
 
 
 class PhoneScores(NamedTuple):
@@ -30,9 +30,8 @@ def score_phones(log_posteriors: np.ndarray, phones: np.ndarray, segments: np.nd
         phones: int64 (frames,), the true phones.
         segments: int64 (frames,), a number for each segment; the frames of a segment share their phone.
     """
-    num_phones = log_posteriors.shape[1]
     given = log_posteriors.argmax(1)
-    confusion = np.bincount(phones * num_phones + given, minlength=num_phones**2).reshape(num_phones, num_phones)
+    confusion = confusion_matrix(phones, given, labels=np.arange(log_posteriors.shape[1]))
     _, first, number = np.unique(segments, return_index=True, return_inverse=True)
     sums = np.stack([np.bincount(number, weights=column) for column in log_posteriors.T], axis=1)  # (segments, phones)
     segment_error = np.mean(sums.argmax(1) != phones[first])

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.preprocessing import normalize
 
 from downstream.corpus import Corpus, chosen_features, load_corpus
 from downstream.features import FeatureSets
@@ -96,7 +97,7 @@ def _check_both(trials: Trials, where: str) -> Trials:
 
 def cosine_scores(vectors: np.ndarray, trials: Trials) -> np.ndarray:
     """The cosine between the vectors, (utterances, size), of each trial's two utterances: (trials,)."""
-    directions = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    directions = normalize(vectors)
     return np.sum(directions[trials.first] * directions[trials.second], axis=1)
 
 

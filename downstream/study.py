@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from apc_model import APCModel
 from downstream.corpus import Corpus
-from downstream.features import FeatureSets, log_mel_features, model_features
+from downstream.features import FeatureSets
 from downstream.phone_classification import classify_phones
 from downstream.probes import ProbeOptions
 from downstream.scoring import mean_and_deviation, percent
 from downstream.speaker_identification import identify
 from downstream.speaker_verification import make_trials, verify
-from downstream.splits import DEV, SETS, TEST, TRAIN
+from downstream.splits import DEV, TEST, TRAIN
 from utils.errors import InputError
 from utils.files import read_json, remove_leftovers, write_json
 
@@ -50,17 +50,11 @@ class Study:
 
     def log_mel(self, context: tuple[int, int] = (0, 0)) -> Callable[[], Layers]:
         """Makes the features of log Mel with its neighbours."""
-        return lambda: [{name: log_mel_features(self.corpus.sets[name], context) for name in SETS}]
+        return lambda: [self.corpus.log_mel(context)]
 
     def hidden_states(self, make_model: Callable[[], APCModel]) -> Callable[[], Layers]:
         """Makes the features of each layer of a model."""
-
-        def make() -> Layers:
-            model = make_model()
-            by_set = {name: model_features(model, self.corpus.sets[name], self.device) for name in SETS}
-            return [dict(zip(SETS, layer, strict=True)) for layer in zip(*by_set.values(), strict=True)]
-
-        return make
+        return lambda: self.corpus.hidden_states(make_model(), self.device)
 
     def classify(
         self,
