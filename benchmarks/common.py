@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: options, the plain formulation, timing, peak memory, the machine's ceiling."""
+"""What the speed benchmarks share: options, generated data, the plain formulation, timing, peak memory, the ceiling."""
 
 import argparse
 import contextlib
@@ -20,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from apc_model import APCModel
 from utils import RNNConfig
-from utils.memory import reuse_freed_memory
+from utils.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, reuse_freed_memory
+from utils.prepared import save_lengths, save_tensor
 
 MEL_DIM = 80
+M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 GATES = {"gru": 3, "lstm": 4}
 RNN_CLASSES = {"gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -85,21 +87,30 @@ def with_default_allocation(work: Callable[[], object]) -> Callable[[], object]:
 
     The thresholds are those that glibc arrives at by itself once a few large tensors have been freed.
     """
-    m_mmap_max, m_mmap_threshold, m_trim_threshold = -4, -3, -1  # glibc's malloc.h
 
     def run() -> object:
         """Does the work between two changes of the allocator's settings."""
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL(None)
-            libc.mallopt(m_mmap_max, 65536)
-            libc.mallopt(m_mmap_threshold, 32 * 2**20)
-            libc.mallopt(m_trim_threshold, 64 * 2**20)
+            libc.mallopt(M_MMAP_MAX, 65536)
+            libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+            libc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
         try:
             return work()
         finally:
             reuse_freed_memory()
 
     return run
+
+
+def make_prepared(directory: Path, lengths: Sequence[int], max_seq_len: int, random: torch.Generator) -> None:
+    """Fill a prepared directory with random frames, (max_seq_len, MEL_DIM) for each length, zero beyond it."""
+    named = {f"1-1-{number:06d}": length for number, length in enumerate(lengths)}
+    for utterance, length in named.items():
+        frames = torch.zeros(max_seq_len, MEL_DIM)
+        frames[:length] = torch.randn(length, MEL_DIM, generator=random)
+        save_tensor(directory / f"{utterance}.pt", frames)
+    save_lengths(directory, named)
 
 
 def make_lengths(options: argparse.Namespace, seq_len: int) -> torch.Tensor:
@@ -109,6 +120,7 @@ def make_lengths(options: argparse.Namespace, seq_len: int) -> torch.Tensor:
 
 
 def make_model(options: argparse.Namespace) -> APCModel:
+    """The project's model, with residual connections and without dropout."""
     config = RNNConfig(MEL_DIM, options.hidden_size, options.num_layers, 0.0, True, options.rnn_type)
     return APCModel(MEL_DIM, None, config)
 

@@ -9,23 +9,18 @@ and 2 workers; and plain: one file at a time by torch.load, batches stacked at t
 
 import argparse
 import json
-import resource
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import make_prepared, memory_mb, seconds_of
 
 from datasets import BatchOrder, LibriSpeech, batches, make_loader
-from utils.prepared import save_lengths, save_tensor
 
-MEL_DIM = 80
 LIBRISPEECH_MEAN_FRACTION = 0.77  # of 1600 frames: train-clean-360's utterances have 12.3 s on average
+ORDERS = ("random order", "bucketed")
 
 
 def main() -> None:
@@ -52,12 +47,9 @@ def main() -> None:
             for name, value in seconds.items()
         },
         "padding_share": {name: round(padding_share(dataset, options, name == "bucketed"), 3) for name in ORDERS},
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_memory_mb": round(memory_mb("VmHWM")),
     }
     report(result, options.json)
-
-
-ORDERS = ("random order", "bucketed")
 
 
 def parse_options() -> argparse.Namespace:
@@ -78,12 +70,7 @@ def make_data(directory: Path, options: argparse.Namespace) -> None:
     random = torch.Generator().manual_seed(0)
     longest, mean = options.seq_len, LIBRISPEECH_MEAN_FRACTION * options.seq_len
     lengths = (mean + 0.3 * longest * torch.randn(options.utterances, generator=random)).clamp(longest // 8, longest)
-    named = {f"1-1-{number:04d}": int(length) for number, length in enumerate(lengths)}
-    for utterance, length in named.items():
-        frames = torch.zeros(longest, MEL_DIM)
-        frames[:length] = torch.randn(length, MEL_DIM, generator=random)
-        save_tensor(directory / f"{utterance}.pt", frames)
-    save_lengths(directory, named)
+    make_prepared(directory, lengths.int().tolist(), longest, random)
 
 
 def ours(dataset: LibriSpeech, options: argparse.Namespace, num_workers: int) -> None:
@@ -103,9 +90,7 @@ def interleaved(variants: dict[str, Callable[[], None]], repeats: int) -> dict[s
     seconds = {name: [] for name in variants}
     for _ in range(repeats + 1):
         for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(seconds_of(run))
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 

@@ -17,10 +17,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import MEL_DIM
+from common import make_prepared
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from utils.prepared import save_lengths, save_tensor
 
 TRAIN = Path(__file__).resolve().parent.parent / "train_apc.py"
 SHAPES = ((1, 2), (2, 1))  # (processes, threads of each)
@@ -64,13 +62,10 @@ def parse_options() -> argparse.Namespace:
 def prepare(directory: Path, options: argparse.Namespace) -> None:
     """Prepared directories of random frames: enough to train on for all steps, and one utterance to validate on."""
     random = torch.Generator().manual_seed(0)
+    length = options.seq_len + 1  # frames, of which seq_len are predicted
     for split, count in (("train", options.batch_size * options.steps), ("dev", 1)):
         (directory / split).mkdir()
-        names = [f"{split}-{number}" for number in range(count)]
-        for name in names:
-            frames = torch.randn(options.seq_len + 1, MEL_DIM, generator=random)  # of which seq_len are predicted
-            save_tensor(directory / split / f"{name}.pt", frames)
-        save_lengths(directory / split, dict.fromkeys(names, options.seq_len + 1))
+        make_prepared(directory / split, [length] * count, length, random)
 
 
 def step_seconds(directory: Path, options: argparse.Namespace, processes: int, threads: int) -> list[float]:

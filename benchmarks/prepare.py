@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from common import memory_mb, seconds_of
+from common import MEL_DIM, memory_mb, seconds_of
 
 from utils.kaldi_io import write_ark, write_blogmel
 from utils.log_mel import SAMPLE_RATE
@@ -36,7 +36,6 @@ from utils.preparing import Options, in_chunks, prepare
 from utils.sources import ArchiveSource, AudioSource
 from utils.utterances import Utterance
 
-MEL_DIM = 80
 MAX_SEQ_LEN = 1600
 BYTES_PER_NUMBER = 8.5  # of text
 AUDIO_SECONDS = 10
