@@ -183,7 +183,8 @@ def peak_memory_mb(variant: str, limit_seconds: float) -> tuple[float, bool]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         before = float(process.stdout.readline())
         try:
-            peak, finished = float(process.communicate(timeout=limit_seconds)[0]), True
+            process.wait(limit_seconds)  # communicate() would miss a line that has come with the first
+            peak, finished = float(process.stdout.readline()), True
         except subprocess.TimeoutExpired:
             peak, finished = memory_mb("VmHWM", process.pid), False
             process.kill()
