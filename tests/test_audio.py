@@ -144,6 +144,23 @@ def test_a_speaker_that_no_rule_tells_is_an_error(corpus, tmp_path):
         prepare_audio(corpus, tmp_path / "out", "--utt2spk", tmp_path / "utt2spk")
 
 
+def test_an_utterance_of_no_known_speaker_can_be_left_out(corpus, tmp_path):
+    known = sorted(raw_frames(corpus))[:-1]
+    (tmp_path / "utt2spk").write_text("".join(f"{utterance} x\n" for utterance in known))
+    out = prepare_audio(corpus, tmp_path / "out", "--utt2spk", tmp_path / "utt2spk", "--on_error", "skip")
+    assert list(load_lengths(out)) == known
+    assert "has no speaker for utterance" in (out / "skipped.txt").read_text()
+
+
+def test_who_speaks_need_not_be_known_for_statistics_of_all(corpus, tmp_path):
+    norm = prepare_audio(corpus, tmp_path / "norm", "--norm", "global")
+    path = next(corpus.rglob("*.flac"))
+    path.rename(path.with_name("hello.flac"))
+    assert "hello" in load_lengths(prepare_audio(corpus, tmp_path / "out", "--norm_from", norm))
+    with pytest.raises(InputError, match=r"hello\.flac is not named as LibriSpeech's files are"):
+        prepare_audio(corpus, tmp_path / "other")
+
+
 def bad_file(kind, path):
     """Write an audio file that cannot be used."""
     if kind == "empty file":

@@ -261,6 +261,31 @@ def test_what_is_no_data_of_the_model_touches_nothing(checkpoint, from_audio, pr
         extract(checkpoint, from_audio, tmp_path / "out [1]", "--format", "ark")
 
 
+@pytest.mark.parametrize("norm", ["global", "none"])
+def test_an_utterance_of_another_frame_size_is_named_or_left_out(checkpoint, norm, tmp_path):
+    frames = np.random.default_rng(0).standard_normal((9, 80)).astype(np.float32)
+    write_ark(tmp_path / "f.ark", [("a-1-1", frames), ("a-1-2", frames[:, :40]), ("a-1-3", frames)])
+    options = ("--norm", norm)
+    with pytest.raises(InputError, match=r"utterance a-1-2: frames of size 40, but .* 80"):
+        extract(checkpoint, tmp_path / "f.ark", tmp_path / "stopped", *options)
+    out = extract(checkpoint, tmp_path / "f.ark", tmp_path / "out", *options, "--on_error", "skip")
+    assert list(read(out)) == ["a-1-1", "a-1-3"]
+    assert "a-1-2" in (out / "skipped.txt").read_text()
+
+
+def test_an_id_that_an_archive_cannot_hold_is_named_or_left_out(checkpoint, tmp_path):
+    (tmp_path / "audio").mkdir()
+    noise = np.random.default_rng(0).standard_normal(16000) / 10
+    for name in ("my file", "other"):
+        soundfile.write(tmp_path / "audio" / f"{name}.wav", noise, 16000)
+    with pytest.raises(InputError, match="'my file': an archive cannot hold an id with a space"):
+        extract(checkpoint, tmp_path / "audio", tmp_path / "stopped", "--format", "ark")
+    out = extract(checkpoint, tmp_path / "audio", tmp_path / "out", "--format", "ark", "--on_error", "skip")
+    assert list(read(out)) == ["other"]
+    assert "my file" in (out / "skipped.txt").read_text()
+    assert list(read(extract(checkpoint, tmp_path / "audio", tmp_path / "pt"))) == ["my file", "other"]
+
+
 MEASURE = """
 import re, sys
 from pathlib import Path

@@ -158,8 +158,8 @@ class Extraction:
                     facts = self.out.done[utterance.utterance]
                     loaded = Loaded(None, facts["length"])
                     in_memory += 0 if facts["is_long"] else loaded.length
-                if loaded.error:
-                    self._skip(utterance, loaded.error)
+                if error := loaded.error or self.files.unfit(utterance.utterance):
+                    self._skip(utterance, error)
                     continue
                 order.append(utterance.utterance)
                 pool.append(Member(utterance, loaded))

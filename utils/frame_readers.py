@@ -121,6 +121,17 @@ def normalized(source: Source, normalizer: Normalizer, speakers: Speakers) -> It
             yield NormalizedUtterance(BadUtterance(found.utterance, found.where, found.num_bytes, str(error)))
 
 
+def of_known_speakers(source: Source, speakers: Speakers, mode: str) -> Iterator[Any]:
+    """The source's utterances; one of which it is not known whose statistics it is part of is a BadUtterance."""
+    for found in unique_utterances(source):
+        if not isinstance(found, BadUtterance):
+            try:
+                speakers.group(found, mode)
+            except InputError as error:
+                found = BadUtterance(found.utterance, found.where, found.num_bytes, str(error))
+        yield found
+
+
 def gather_statistics(
     source: Source, mode: str, speakers: Speakers, num_workers: int, skip_errors: bool, stop: StopRequest
 ) -> Normalizer:
@@ -140,9 +151,15 @@ def gather_statistics(
     """
     sums: dict[str, np.ndarray] = {}
     bar = tqdm(desc="gathering statistics", total=source.total(), unit=source.unit, disable=None)
-    results = ordered_map(_utterance_sums, unique_utterances(source), num_workers)
+    shape = None  # of the first good utterance's sums
+    results = ordered_map(_utterance_sums, of_known_speakers(source, speakers, mode), num_workers)
     with bar, contextlib.closing(results):
         for utterance, (of_utterance, error) in results:
+            if error is None:
+                shape = shape or of_utterance.shape
+                if of_utterance.shape != shape:
+                    sizes = f"frames of size {of_utterance.shape[1] - 1}, but those of the first have {shape[1] - 1}"
+                    error = f"{utterance.where}: utterance {utterance.utterance}: {sizes}"
             if error is None:
                 group = speakers.group(utterance, mode)
                 sums[group] = sums.get(group, 0) + of_utterance

@@ -229,9 +229,16 @@ def write_blogmel(path: str | Path, features: Features, decimals: int | None = N
     return count
 
 
+def unfit_for_archive(utterance: str) -> str | None:
+    """Why an archive cannot hold an utterance of this id, or None where it can."""
+    if len(utterance.split()) == 1:
+        return None
+    return f"utterance {one_line(repr(utterance), 80)}: an archive cannot hold an id with a space"
+
+
 def _check_exportable(utterance: str) -> None:
-    if len(utterance.split()) != 1:
-        raise InputError(f"utterance {one_line(repr(utterance), 80)}: an archive cannot hold an id with a space")
+    if unfit := unfit_for_archive(utterance):
+        raise InputError(unfit)
 
 
 def _compressor(file: BinaryIO, suffix: str) -> BinaryIO:

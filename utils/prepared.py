@@ -245,5 +245,5 @@ def load_utterance(path: str | Path, length: int) -> torch.Tensor:
     """
     frames = load_tensor(path)
     if length > len(frames):
-        raise InputError(f"{path} has {len(frames)} frames but {LENGTHS_FILE} says {length}")
+        raise InputError(f"{path} holds {len(frames)} frames, but {LENGTHS_FILE} says {length}")
     return frames

@@ -16,13 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.frame_readers import NormalizedUtterance, normalized
+from utils.frame_readers import NormalizedUtterance, normalized, of_known_speakers
 from utils.normalization import NORMALIZATION_FILE, Normalizer, Speakers
 from utils.output_directory import SKIPPED_FILE, OutputDirectory
 from utils.parallel import ordered_map
 from utils.prepare_steps import Outcome, RawUtterance, ToRawFrames, ToTensors
 from utils.signals import StopRequest
-from utils.sources import Source, unique_utterances
+from utils.sources import Source
 from utils.utterances import BadUtterance
 
 RAW_FOLDER = ".raw"
@@ -142,7 +142,7 @@ class _Job:
         self._pass(
             "gathering statistics",
             ToRawFrames(raw_folder, self.options.max_seq_len),
-            unique_utterances(self.source),
+            of_known_speakers(self.source, self.options.speakers, self.options.norm),
             add,
         )
         self.skipped.clear()  # the second pass meets the same errors, in this run or a later one

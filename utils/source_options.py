@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.command_line import natural
 from utils.errors import InputError
-from utils.normalization import BY_FOLDER, BY_ID, LIBRISPEECH_ID, MODES, Speakers
+from utils.normalization import BY_FOLDER, BY_ID, LIBRISPEECH_ID, MODES, Normalizer, Speakers
 from utils.sources import AudioSource, Source
 
 
@@ -41,14 +41,18 @@ def choose_norm(args: argparse.Namespace, is_audio: bool) -> str:
 
 
 def choose_speakers(args: argparse.Namespace, source: Source, norm: str) -> Speakers:
-    """The rule that says who speaks: a Kaldi map, else LibriSpeech's ids, else the audio's directories."""
+    """The rule that says who speaks: a Kaldi map, else LibriSpeech's ids, else the audio's directories.
+
+    Raises:
+        InputError: it has to be known who speaks, and only some audio files are named as LibriSpeech's are.
+    """
     if args.utt2spk or args.spk2utt:
         return Speakers.read(args.utt2spk or args.spk2utt, speaker_first=bool(args.spk2utt))
     if isinstance(source, AudioSource):
         others = [u for u in source.utterances() if not LIBRISPEECH_ID.fullmatch(u.utterance)]
         if len(others) == source.total():
             return Speakers(BY_FOLDER)
-        if others and norm == "speaker":
+        if others and (Normalizer.load(args.norm_from).mode if args.norm_from else norm) == "speaker":
             raise InputError(f"{others[0].where} is not named as LibriSpeech's files are, but others are: "
                              "say who speaks by --utt2spk or --spk2utt, or move it away")  # fmt: skip
     return Speakers(BY_ID)
