@@ -121,7 +121,7 @@ class APCModel(nn.Module):
         if self.prenet is not None:
             feats[0] = self.prenet(inputs.new_zeros(self.mel_dim))
         for number, frames in enumerate(outputs):
-            feats[number].index_copy_(0, plan.index, frames)
+            feats[number].index_copy_(0, plan.index, frames.to(feats.dtype))  # autocast's may differ
         return predicted, feats.view(len(outputs), batch, seq_len, -1)
 
     @torch.no_grad()

@@ -157,3 +157,17 @@ def test_sizes_that_disagree_are_a_value_error_that_names_them(shape, lengths, m
 def test_configs_that_do_not_fit_are_a_value_error(prenet, rnn, message):
     with pytest.raises(ValueError, match=message):
         APCModel(6, prenet, rnn)
+
+
+@pytest.mark.parametrize("prenet", [None, PrenetConfig(80, 16, 2, 0.0)])
+def test_under_autocast_features_keep_the_type_of_the_inputs(prenet):
+    torch.manual_seed(0)
+    model = APCModel(80, prenet, RNNConfig(16 if prenet else 80, 16, 2, 0.0, True))
+    inputs, lengths = torch.randn(2, 9, 80), [9, 4]
+    exact = model(inputs, lengths)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted, feats = model(inputs, lengths)
+    assert feats.dtype == torch.float32
+    torch.testing.assert_close(feats, exact, atol=0.02, rtol=0.02)
+    (predicted.float().sum() + feats.sum()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
