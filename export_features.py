@@ -11,9 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.command_line import HelpFormatter
-from utils.errors import InputError, run_script
+from utils.errors import run_script
+from utils.files import make_way_for
 from utils.kaldi_io import write_ark, write_blogmel
-from utils.prepared import TENSOR_SUFFIX, load_lengths, load_tensor
+from utils.prepared import TENSOR_SUFFIX, load_lengths, load_utterance
 
 BLOGMEL_SUFFIXES = (".blogmel", ".blogmel.xz", ".blogmel.gz")
 
@@ -28,8 +29,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--decimals", type=int, metavar="N",
         help="Round the numbers of a .blogmel to this many decimals; by default they are exact.")  # fmt: skip
     args = parser.parse_args(arguments)
-    if not args.save.name.endswith((*BLOGMEL_SUFFIXES, ".ark")):
-        parser.error(f"--save must end in .ark or one of {', '.join(BLOGMEL_SUFFIXES)}")
+    if args.save.name.startswith(".") or not args.save.name.endswith((*BLOGMEL_SUFFIXES, ".ark")):
+        parser.error(f"--save must be a name that ends in .ark or one of {', '.join(BLOGMEL_SUFFIXES)}")
     if args.decimals is not None and (args.decimals < 0 or args.save.suffix == ".ark"):
         parser.error("--decimals is for .blogmel files, and must not be negative")
     return args
@@ -43,17 +44,13 @@ def read_features(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     """
     lengths = load_lengths(directory)
     for utterance, length in tqdm(lengths.items(), unit=" utterances", disable=None):
-        path = directory / f"{utterance}{TENSOR_SUFFIX}"
-        frames = load_tensor(path)  # (frames, size)
-        if length > len(frames):
-            raise InputError(f"{path} holds {len(frames)} frames, but lengths.pkl says {length}")
-        yield utterance, frames[:length].numpy()
+        yield utterance, load_utterance(directory / f"{utterance}{TENSOR_SUFFIX}", length)[:length].numpy()
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Write one archive."""
     args = parse_arguments(arguments)
-    args.save.parent.mkdir(parents=True, exist_ok=True)
+    make_way_for(args.save)
     if args.save.suffix == ".ark":
         count = write_ark(args.save, read_features(args.data))
     else:

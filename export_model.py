@@ -28,7 +28,7 @@ from load_pretrained_model import load_pretrained
 from utils.checkpoints import CONFIG_KEY, describe_config
 from utils.command_line import HelpFormatter
 from utils.errors import InputError, run_script
-from utils.files import atomic_write
+from utils.files import atomic_write, make_way_for
 
 OPSET = 18
 EXAMPLE_BATCH, EXAMPLE_FRAMES = 2, 5  # of the inputs that the exporters follow
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Write one file."""
     args = parse_arguments(arguments)
     content = EXPORTS[args.save.suffix](load_pretrained(args.checkpoint, residual=args.residual))
-    args.save.parent.mkdir(parents=True, exist_ok=True)
+    make_way_for(args.save)
     with atomic_write(args.save) as file:
         file.write(content)
     print(f"{args.save}: {len(content):,} bytes")

@@ -15,7 +15,8 @@ from downstream.features import FeatureSets, Utterances, log_mel_features, model
 from downstream.labels import PhoneLabels, read_labels
 from downstream.splits import SETS, TRAIN, Splits, find_splits
 from load_pretrained_model import load_pretrained
-from utils.extraction import pick_layers
+from utils.errors import InputError
+from utils.extraction import ALL_LAYERS, MEAN_OF_LAYERS, pick_layers
 from utils.normalization import BY_MAP, Speakers
 from utils.options import pick_device
 from utils.preparing import Options, prepare
@@ -87,6 +88,8 @@ def chosen_features(
         return {f"log Mel{around}": corpus.log_mel(context)}
     device = pick_device(options.device)
     model = load_pretrained(options.checkpoint, device, options.residual)
+    if options.layer == MEAN_OF_LAYERS:
+        raise InputError(f"--layer {MEAN_OF_LAYERS}: probes read one layer; give a number, or {ALL_LAYERS} for each")
     layers = pick_layers(options.layer, model.num_feats)
     by_layer = corpus.hidden_states(model, device)
     return {f"layer {layer}": by_layer[layer] for layer in layers}

@@ -35,7 +35,7 @@ from downstream.scoring import error_by_phone, percent, score_phones
 from downstream.splits import DEV, TEST, TRAIN
 from utils.command_line import HelpFormatter, natural
 from utils.errors import run_script
-from utils.files import write_json
+from utils.files import make_way_for, write_json
 from utils.memory import reuse_freed_memory
 from utils.options import pick_device
 
@@ -96,6 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Classify, and print errors."""
     options = parse_options(arguments)
     reuse_freed_memory()
+    if options.save:
+        make_way_for(options.save)
     device = pick_device(options.device)
     corpus = load_corpus(options, options.save_dir)
     results = {}

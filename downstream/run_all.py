@@ -69,6 +69,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**QUICK)
     options = parser.parse_args(arguments)
+    if options.seeds < 2:
+        parser.error("--seeds must be 2 at least: what holds is told by the deviation between them")
     options.time_shifts = sorted(set(options.time_shifts))
     return options
 

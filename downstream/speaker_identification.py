@@ -26,7 +26,7 @@ from downstream.scoring import percent
 from downstream.splits import DEV, SETS, TEST, TRAIN
 from utils.command_line import HelpFormatter
 from utils.errors import InputError, run_script
-from utils.files import write_json
+from utils.files import make_way_for, write_json
 from utils.memory import reuse_freed_memory
 
 PROBE = ProbeOptions(learning_rate=1e-2, batch_size=32, max_epochs=100, patience=10)  # utterances, not frames: few
@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Identify, and print errors."""
     options = parse_options(arguments)
     reuse_freed_memory()
+    if options.save:
+        make_way_for(options.save)
     corpus = load_corpus(options, options.save_dir)
     results = {}
     for name, features in chosen_features(corpus, options).items():

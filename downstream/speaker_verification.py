@@ -30,7 +30,7 @@ from downstream.scoring import equal_error_rate
 from downstream.splits import TEST, TRAIN
 from utils.command_line import HelpFormatter
 from utils.errors import InputError, one_line, run_script
-from utils.files import write_json
+from utils.files import make_way_for, write_json
 from utils.memory import reuse_freed_memory
 
 MAX_TRIALS = 20_000
@@ -128,6 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Verify, and print equal error rates."""
     options = parse_options(arguments)
     reuse_freed_memory()
+    if options.save:
+        make_way_for(options.save)
     corpus = load_corpus(options, options.save_dir)
     if options.trials:
         trials = read_trials(options.trials, corpus.sets[TEST].ids)

@@ -75,7 +75,7 @@ class Study:
                 features = features or make_features()
                 settings = classifier, seed, self.probe, self.device
                 write_json(path, classify_phones(self.corpus, features[layer], *settings))
-            if with_speakers and not self.no_speakers and not self._speakers_path(system, layer).exists():
+            if with_speakers and not self.no_speakers and not self._has_speakers(system, layer):
                 features = features or make_features()
                 write_json(self._speakers_path(system, layer), self._speakers(features[layer]))
             self._say(system, layer, classifier)
@@ -101,6 +101,11 @@ class Study:
         """Error rates about speakers: 'cosine', 'lda', 'identification'; none of them where there are none."""
         path = self._speakers_path(f"random_seed{self.seeds[0]}" if system == "random" else system, layer)
         return read_json(path) if path.exists() else {}
+
+    def _has_speakers(self, system: str, layer: int) -> bool:
+        """Whether the results about speakers are there, of as many seeds as are asked for."""
+        path = self._speakers_path(system, layer)
+        return path.exists() and len(read_json(path).get("identification", self.seeds)) == len(self.seeds)
 
     def _speakers(self, features: FeatureSets) -> dict[str, Any]:
         trials = make_trials(self.corpus.speakers_of(TEST), self.seeds[0])

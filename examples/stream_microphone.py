@@ -25,9 +25,9 @@ import torch
 from apc_model import APCModel
 from load_pretrained_model import describe, load_pretrained
 from utils.audio import waveform_blocks
-from utils.command_line import HelpFormatter, positive
+from utils.command_line import HelpFormatter, natural, positive
 from utils.errors import InputError, run_script
-from utils.files import atomic_write
+from utils.files import atomic_write, make_way_for
 from utils.log_mel import NUM_MEL_BINS, SAMPLE_RATE, OnlineLogMel
 from utils.normalization import Normalizer
 from utils.signals import StopRequest
@@ -36,10 +36,10 @@ SAMPLE_BYTES = 2  # of the samples on stdin
 SAMPLES_PER_MS = SAMPLE_RATE // 1000
 
 
-def file_pieces(path: Path, piece_samples: int, realtime: bool) -> Iterator[np.ndarray]:
+def file_pieces(path: Path, channel: int | None, piece_samples: int, realtime: bool) -> Iterator[np.ndarray]:
     """A file's samples (samples,) in small pieces, each no earlier than a microphone would give it."""
     start, given = time.perf_counter(), 0
-    for block in waveform_blocks(path, resample=True):
+    for block in waveform_blocks(path, channel, resample=True):
         for piece in np.split(block, range(piece_samples, len(block), piece_samples)):
             given += len(piece)
             if realtime:
@@ -102,6 +102,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="C", help="Any that load_pretrained reads.")
     add("--wav", type=Path, metavar="FILE", help="Play this audio file as if live, instead of reading stdin.")
+    add("--channel", type=natural, metavar="I", help="Take this channel of a file with several, counted from 0.")
     add("--norm_from", type=Path, metavar="N", help="Scale frames by this normalization.json.")
     add("--speaker", default="", help="Whose mean and variance in it to take, where it has one for each speaker.")
     add("--piece_ms", type=positive, default=10, metavar="MS", help="Hand over so many milliseconds at a time.")
@@ -131,13 +132,17 @@ def make_listener(args: argparse.Namespace, model: APCModel) -> Listener:
 def main(arguments: list[str] | None = None) -> None:
     """Listen, and report how long it took."""
     args = parse_arguments(arguments)
+    if args.save:
+        make_way_for(args.save)
     torch.set_num_threads(args.threads)
     model = load_pretrained(args.checkpoint, residual=args.residual)
     print(f"{args.checkpoint}: {describe(model)}")
     if not args.norm_from:
         print("frames are not normalised (--norm_from): right only for a model that was trained on such frames")
     listener, piece_samples = make_listener(args, model), args.piece_ms * SAMPLES_PER_MS
-    pieces = file_pieces(args.wav, piece_samples, args.realtime) if args.wav else stdin_pieces(piece_samples)
+    pieces = (
+        file_pieces(args.wav, args.channel, piece_samples, args.realtime) if args.wav else stdin_pieces(piece_samples)
+    )
     features, latencies = follow(listener, pieces)
     if not features:
         raise InputError("not one frame: less than 25 ms of sound")

@@ -105,6 +105,37 @@ def test_layers_of_a_checkpoint_are_probed_by_number_or_all(corpus, tmp_path):
     assert list(found["all"]) == ["layer 0", "layer 1"] and found["-1"] == {"layer 1": found["all"]["layer 1"]}
 
 
+def test_what_a_probe_cannot_do_is_said_before_the_work(corpus, tmp_path):
+    with pytest.raises(InputError, match="is a directory: give a file to write"):
+        speaker_verification.main([*arguments(corpus, tmp_path)[:-1], str(tmp_path)])
+    assert not (tmp_path / "out").exists()
+    checkpoint = tmp_path / "bs8-rhl2-rhs16-rd0-adam-res-ts3.pt"
+    torch.save(run_all.random_model(RNNConfig(80, 16, 2, 0.0, True), 0).state_dict(), checkpoint)
+    with pytest.raises(InputError, match="--layer mean: probes read one layer"):
+        speaker_verification.main(arguments(corpus, tmp_path, "--checkpoint", checkpoint, "--layer", "mean"))
+    speaker_verification.main([*arguments(corpus, tmp_path)[:-1], str(tmp_path / "new" / "results.json")])
+    assert (tmp_path / "new" / "results.json").exists()
+
+
+def test_one_seed_tells_no_deviation_and_is_refused(corpus, capsys):
+    with pytest.raises(SystemExit):
+        run_all.parse_options(["--data", str(corpus), "--seeds", "1"])
+    assert "--seeds must be 2 at least" in capsys.readouterr().err
+
+
+def test_more_seeds_are_more_of_every_probe(corpus, tmp_path):
+    command = f"--data {corpus} --quick --time_shifts 3 --epochs 1 --hidden_size 8 --probe_epochs 1 --num_workers 0"
+    for save_dir, all_seeds in {"grown": (2, 3), "at once": (3,)}.items():
+        for seeds in all_seeds:
+            run_all.main([*command.split(), "--save_dir", str(tmp_path / save_dir), "--seeds", str(seeds)])
+    for result in ("speakers__log_mel__0.json", "speakers__ts3_epoch1__2.json"):
+        grown, at_once = (
+            json.loads((tmp_path / name / "results" / result).read_text()) for name in ("grown", "at once")
+        )
+        assert len(at_once["identification"]) == 3 and grown == at_once
+    assert (tmp_path / "grown/report/report.md").read_bytes() == (tmp_path / "at once/report/report.md").read_bytes()
+
+
 def test_a_held_out_speaker_is_verified_but_cannot_be_identified(corpus, tmp_path):
     held_out = arguments(corpus, tmp_path, "--held_out_speakers", "bob", "cid")
     speaker_verification.main(held_out)

@@ -66,7 +66,9 @@ def test_a_length_beyond_the_tensor_is_refused_and_nothing_is_written(from_audio
     assert list(tmp_path.iterdir()) == [directory]
 
 
-@pytest.mark.parametrize("options", [["f.txt"], ["f.ark", "--decimals", "2"], ["f.blogmel", "--decimals", "-1"]])
+@pytest.mark.parametrize(
+    "options", [["f.txt"], ["f.ark", "--decimals", "2"], ["f.blogmel", "--decimals", "-1"], [".ark"]]
+)
 def test_options_that_make_no_sense_are_refused(from_audio, tmp_path, options, capsys):
     with pytest.raises(SystemExit) as ended:
         export(from_audio, tmp_path / options[0], *options[1:])

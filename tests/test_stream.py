@@ -165,6 +165,17 @@ def test_a_file_played_as_if_live_gives_the_features_of_the_file_and_tells_the_l
     assert "99th percentile" in out
 
 
+def test_one_channel_of_a_file_is_followed(listening, example, tmp_path):
+    options, expected = listening
+    samples, rate = soundfile.read(SPEECH)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([0 * samples, samples], axis=1), rate)
+    play = [*options, "--wav", str(tmp_path / "stereo.wav"), "--no-realtime"]
+    with pytest.raises(InputError, match="--channel takes one of them"):
+        example.main(play)
+    example.main([*play, "--channel", "1", "--save", str(tmp_path / "new" / "live.npy")])
+    np.testing.assert_allclose(np.load(tmp_path / "new" / "live.npy"), expected, atol=1e-5)
+
+
 def test_a_microphones_samples_come_by_stdin(listening, tmp_path):
     options, expected = listening
     samples, _ = soundfile.read(SPEECH, dtype="int16")

@@ -50,6 +50,17 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
+def make_way_for(path: Path) -> None:
+    """See to it before the work that its result can be written: make the directory of a file to come.
+
+    Raises:
+        InputError: the path is a directory itself.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a directory: give a file to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
