@@ -31,6 +31,7 @@ from common import (
     interleaved_seconds,
     make_lengths,
     make_model,
+    memory_mb,
     parse_options,
     peak_memory_mb,
     report,
@@ -148,11 +149,16 @@ def recording(options: argparse.Namespace, minutes: int) -> tuple[float, float]:
                    "--save_dir", root / "features", "--load_data_workers", "0", "--device", "cpu"]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise RuntimeError(f"{SCRIPT.name} ended with {os.waitstatus_to_exitcode(status)}")
-        return usage.ru_maxrss / 1024, time.perf_counter() - start
+        peak = 0.0
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        ) as process:
+            while process.poll() is None:  # its resource usage would tell the peak of this process, which forked it
+                peak = max(peak, memory_mb("VmHWM", process.pid))
+                time.sleep(0.05)
+        if process.returncode:
+            raise RuntimeError(f"{SCRIPT.name} ended with {process.returncode}")
+        return peak, time.perf_counter() - start
 
 
 if __name__ == "__main__":
