@@ -2,7 +2,7 @@
 
     python benchmarks/continued_training.py --data CORPUS --first SPEAKER
 
-CORPUS holds train/ and dev/, each with a folder of audio for every speaker. A model is trained on the first speaker
+CORPUS holds audio/train/ and audio/dev/, each with a folder for every speaker. A model is trained on the first speaker
 alone and written as the released checkpoints are: a bare state dict, whose name tells the rest. Then the others are
 learnt twice by the same command, from scratch and with --init_from; printed is the validation loss on them after each
 epoch. With --first_data the first model is trained on another such corpus, on all of its speakers.
@@ -49,9 +49,7 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", type=Path, required=True, help="The new corpus: train/ and dev/ with folders of audio."
-    )
+    parser.add_argument("--data", type=Path, required=True, help="The new corpus: audio/{train,dev}/<speaker>/.")
     parser.add_argument("--first", help="The speaker of it that the first model knows (default: the first by name).")
     parser.add_argument("--first_data", type=Path, help="Another corpus to train the first model on instead.")
     parser.add_argument("--first_epochs", type=int, default=10, help="Epochs of the first model.")
@@ -66,14 +64,17 @@ def parse_options() -> argparse.Namespace:
 
 def speakers_of(corpus: Path) -> list[str]:
     """The speakers of a corpus, by name."""
-    return sorted(path.name for path in (corpus / "train").iterdir() if path.is_dir())
+    found = sorted(path.name for path in corpus.glob("audio/train/*") if path.is_dir())
+    if not found:
+        raise SystemExit(f"{corpus} has no speaker's folder below audio/train")
+    return found
 
 
 def prepare(corpus: Path, speakers: list[str], directory: Path) -> None:
     """Prepare each speaker's train and dev as a split of its own: train-<speaker>, dev-<speaker>."""
     for split in ("train", "dev"):
         for speaker in speakers:
-            audio, out = corpus / split / speaker, directory / f"{split}-{speaker}"
+            audio, out = corpus / "audio" / split / speaker, directory / f"{split}-{speaker}"
             run("prepare_data.py", "--librispeech_audio", str(audio), "--save_dir", str(out))
 
 
