@@ -26,7 +26,7 @@ import torch
 from apc_model import APCModel
 from load_pretrained_model import load_pretrained
 from utils.checkpoints import CONFIG_KEY, describe_config
-from utils.command_line import HelpFormatter
+from utils.command_line import HelpFormatter, add_residual_option
 from utils.errors import InputError, run_script
 from utils.files import atomic_write, make_way_for
 
@@ -116,8 +116,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="Any that load_pretrained reads.")
     add("--save", type=Path, required=True, metavar="FILE",
         help=f"Write this file over any that is there; ends in {', '.join(EXPORTS)}.")  # fmt: skip
-    add("--residual", action=argparse.BooleanOptionalAction, default=None,
-        help="Whether the model has residual connections, where no config.json or file name tells.")  # fmt: skip
+    add_residual_option(parser)
     args = parser.parse_args(arguments)
     if args.save.suffix not in EXPORTS:
         parser.error(f"--save must end in {', '.join(EXPORTS)}")

@@ -27,7 +27,7 @@ import torch
 
 from apc_model import APCModel
 from utils.checkpoints import load_weights, read_checkpoint
-from utils.command_line import HelpFormatter, natural, positive
+from utils.command_line import HelpFormatter, add_residual_option, natural, positive
 from utils.errors import InputError, run_script
 from utils.extraction import Extraction, Options, pick_layers
 from utils.feature_files import ARK, FORMATS, PARTIAL_ARK, SCP, SUFFIXES, open_features
@@ -105,8 +105,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--format", choices=FORMATS, default="pt",
         help="A .pt or .npy file an utterance, or one Kaldi archive, feats.ark with feats.scp.")  # fmt: skip
     add("--half", action="store_true", help="Write 16 bits a number: float16; in an archive, Kaldi's own (CM2).")
-    add("--residual", action=argparse.BooleanOptionalAction, default=None,
-        help="Whether the model has residual connections, where no config.json or file name tells.")  # fmt: skip
+    add_residual_option(parser)
     add("--device", default="auto", help="Where to run: auto, cpu, cuda or cuda:i.")
     add("--batch_size", type=positive, default=32, help="Number of utterances in a batch.")
     add("--chunk", type=positive, default=1000, metavar="FRAMES",

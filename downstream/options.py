@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from downstream.probes import ProbeOptions
-from utils.command_line import natural, positive, positive_float
+from utils.command_line import add_residual_option, natural, positive, positive_float
 
 NORMS = ("global", "speaker", "utterance")
 DEFAULTS = ProbeOptions()
@@ -43,8 +43,7 @@ def add_feature_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="FILE", help="Read this APC's hidden states; without it, log Mel.")
     add("--layer", default="-1", help="Which layer of the checkpoint: a number, -1 for the last, or all.")
-    add("--residual", action=argparse.BooleanOptionalAction, default=None,
-        help="Whether the model has residual connections, where no config.json or file name tells.")  # fmt: skip
+    add_residual_option(parser)
     add("--save", type=Path, metavar="FILE", help="Write the results to this file, as JSON.")
 
 

@@ -25,7 +25,7 @@ import torch
 from apc_model import APCModel
 from load_pretrained_model import describe, load_pretrained
 from utils.audio import waveform_blocks
-from utils.command_line import HelpFormatter, natural, positive
+from utils.command_line import HelpFormatter, add_residual_option, natural, positive
 from utils.errors import InputError, run_script
 from utils.files import atomic_write, make_way_for
 from utils.log_mel import NUM_MEL_BINS, SAMPLE_RATE, OnlineLogMel
@@ -110,8 +110,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="Wait for a file's samples as for a microphone's, or take them as fast as can be.")  # fmt: skip
     add("--threads", type=positive, default=1, help="Number of CPU threads.")
     add("--save", type=Path, metavar="FILE", help="Write the last layer's features, (frames, size), to this .npy file.")
-    add("--residual", action=argparse.BooleanOptionalAction, default=None,
-        help="Whether the model has residual connections, where no config.json or file name tells.")  # fmt: skip
+    add_residual_option(parser)
     return parser.parse_args(arguments)
 
 

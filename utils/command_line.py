@@ -46,3 +46,9 @@ def _at_least(least: int, text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not least <= (number := int(text[:20])) < 1 << 63:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of {least} or more")
     return number
+
+
+def add_residual_option(parser: argparse.ArgumentParser) -> None:
+    """What the weights of a checkpoint do not show."""
+    parser.add_argument("--residual", action=argparse.BooleanOptionalAction, default=None,
+        help="Whether the model has residual connections, where no config.json or file name tells.")  # fmt: skip
