@@ -80,8 +80,8 @@ def prepare(source: Source, save_dir: str | Path, options: Options) -> Summary:
         made_from["speakers"] = options.speakers.digest()
     extra_files = (NORMALIZATION_FILE, RAW_FOLDER)
     with (
-        OutputDirectory(save_dir, made_from, options.overwrite, extra_files) as out,
         StopRequest("run the same command again to continue") as stop,
+        OutputDirectory(save_dir, made_from, options.overwrite, extra_files) as out,
     ):
         job = _Job(source, out, options, stop)
         if not out.complete:
