@@ -72,7 +72,8 @@ def arm(fault: dict, shared: mmap.mmap) -> None:
         if count == at:
             act(action)
 
-    os.register_at_fork(after_in_child=lambda: sys.setprofile(None))  # a run's workers are not counted
+    # A run's workers are not counted, not even in their first moments.
+    os.register_at_fork(before=lambda: sys.setprofile(None), after_in_parent=lambda: sys.setprofile(watch))
     sys.setprofile(watch)
 
 
