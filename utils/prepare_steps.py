@@ -30,23 +30,11 @@ class Outcome(NamedTuple):
 class RawUtterance(NamedTuple):
     """An utterance whose raw frames are read from where a first pass left them, else from the source again."""
 
+    utterance: str
+    where: str
+    num_bytes: int
     source: Any
     folder: Path
-
-    @property
-    def utterance(self) -> str:
-        """The id."""
-        return self.source.utterance
-
-    @property
-    def where(self) -> str:
-        """The place it comes from, for errors."""
-        return self.source.where
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size in the source."""
-        return self.source.num_bytes
 
     def load(self) -> np.ndarray:
         """(frames, mel_dim) float32; at least one frame more than is kept, if there are more."""

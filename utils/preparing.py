@@ -167,7 +167,10 @@ class _Job:
             order.append(found.utterance)
             if not self.out.has(found.utterance):
                 self.out.done.pop(found.utterance, None)  # recorded, but its tensor is gone
-                yield found._replace(source=RawUtterance(found.source, raw_folder)) if raw_folder else found
+                if raw_folder:
+                    raw = RawUtterance(found.utterance, found.where, found.num_bytes, found.source, raw_folder)
+                    found = found._replace(source=raw)
+                yield found
             elif self.first is None:
                 self.first = (found.where, self.out.done[found.utterance]["mel_dim"])
 
