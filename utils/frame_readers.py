@@ -118,7 +118,7 @@ def normalized(source: Source, normalizer: Normalizer, speakers: Speakers) -> It
         try:
             yield NormalizedUtterance(found, normalizer.statistics_of(speakers.group(found, normalizer.mode)))
         except InputError as error:
-            yield NormalizedUtterance(BadUtterance(found.utterance, found.where, found.num_bytes, str(error)))
+            yield NormalizedUtterance(BadUtterance.instead_of(found, error))
 
 
 def of_known_speakers(source: Source, speakers: Speakers, mode: str) -> Iterator[Any]:
@@ -128,7 +128,7 @@ def of_known_speakers(source: Source, speakers: Speakers, mode: str) -> Iterator
             try:
                 speakers.group(found, mode)
             except InputError as error:
-                found = BadUtterance(found.utterance, found.where, found.num_bytes, str(error))
+                found = BadUtterance.instead_of(found, error)
         yield found
 
 

@@ -164,8 +164,7 @@ def unique_utterances(source: Source) -> Iterator[Any]:
         if isinstance(found, BadUtterance):
             yield found
         elif found.utterance in seen:
-            reason = f"stands twice: first at {seen[found.utterance]}"
-            yield BadUtterance(found.utterance, found.where, found.num_bytes, reason)
+            yield BadUtterance.instead_of(found, f"stands twice: first at {seen[found.utterance]}")
         else:
             seen[found.utterance] = found.where
             yield found

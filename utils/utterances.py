@@ -3,7 +3,7 @@
 import io
 import re
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from kaldiio.matio import read_matrix_or_vector
@@ -35,6 +35,11 @@ class BadUtterance(NamedTuple):
     where: str
     num_bytes: int
     reason: str
+
+    @classmethod
+    def instead_of(cls, found: Any, reason: object) -> "BadUtterance":
+        """What an utterance of any source becomes where something is wrong with it."""
+        return cls(found.utterance, found.where, found.num_bytes, str(reason))
 
     def load(self) -> np.ndarray:
         """Raises InputError, always."""
