@@ -10,8 +10,7 @@ A stack of unidirectional recurrent layers reads log-Mel frames x_1..x_t and pre
 Frames stay packed (true frames only, no padding) from the first layer to the last.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -20,8 +19,8 @@ from torch.nn import functional as F
 
 from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
 from utils.errors import InputError
-from utils.packed_rnn import packed_rnn, run_on
-from utils.packing import Packing, check_lengths, packing
+from utils.rnn.layer import State, run_layer
+from utils.rnn.packing import Packing, check_lengths
 
 RNN_CLASSES = dict(zip(RNN_TYPES, (nn.GRU, nn.LSTM), strict=True))
 
@@ -109,19 +108,19 @@ class APCModel(nn.Module):
         Raises:
             ValueError: the size of a frame is not mel_dim, or the lengths do not fit the batch.
         """
-        batch, seq_len = self.check_inputs(inputs)
-        plan = packing(check_lengths(lengths, batch, seq_len), seq_len, inputs.device)
-        frames = inputs.reshape(batch * seq_len, self.mel_dim)[plan.index]  # (frames, mel_dim)
-        outputs = list(self.encode(frames, plan))  # of (frames, hidden_size)
+        batch, seq_len = self._check_inputs(inputs)
+        packing = Packing.from_lengths(check_lengths(lengths, batch, seq_len), seq_len, inputs.device)
+        frames = inputs.reshape(batch * seq_len, self.mel_dim)[packing.index]  # (frames, mel_dim)
+        outputs, _ = self.encode(frames, packing)  # of (frames, hidden_size)
         predicted = None
         if self.postnet is not None:
             predicted = self.postnet.layer.bias.expand(batch * seq_len, -1)  # (batch * seq_len, mel_dim)
-            predicted = predicted.index_copy(0, plan.index, self.postnet(outputs[-1])).view(batch, seq_len, -1)
+            predicted = predicted.index_copy(0, packing.index, self.postnet(outputs[-1])).view(batch, seq_len, -1)
         feats = inputs.new_zeros(len(outputs), batch * seq_len, self.rnn_config.hidden_size)
         if self.prenet is not None:
             feats[0] = self.prenet(inputs.new_zeros(self.mel_dim))
         for number, frames in enumerate(outputs):
-            feats[number].index_copy_(0, plan.index, frames.to(feats.dtype))  # autocast's may differ
+            feats[number].index_copy_(0, packing.index, frames.to(feats.dtype))  # autocast's may differ
         return predicted, feats.view(len(outputs), batch, seq_len, -1)
 
     @torch.no_grad()
@@ -147,19 +146,11 @@ class APCModel(nn.Module):
                 model in training mode, whose dropout would make features random.
         """
         self._check_stream(frames, state)
-        states = [None] * len(self.rnns)  # of each layer; of each part of the state (batch, hidden_size)
-        if state is not None:
-            states = list(zip(*(part.unbind() for part in state), strict=True))
-
-        def run(number: int, frames: torch.Tensor) -> torch.Tensor:
-            output, states[number] = run_on(self.rnns[number], frames, states[number])
-            return output
-
-        feats = torch.stack(list(self._layers(frames.transpose(0, 1), run)))  # (num_layers, n, batch, hidden_size)
-        return feats.transpose(1, 2), tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+        outputs, state = self.encode(frames.transpose(0, 1), state=state or ())  # of (n, batch, hidden_size)
+        return torch.stack(outputs).transpose(1, 2), state
 
     def padded_feats(self, frames: torch.Tensor) -> torch.Tensor:
-        """The features of whole rows, padding and all, by PyTorch's own layers: what exporters can follow.
+        """Compute the features of whole padded rows with PyTorch's own layers only, which exporters can trace.
 
         Args:
             frames: float (batch, seq_len, mel_dim).
@@ -167,13 +158,13 @@ class APCModel(nn.Module):
         Returns:
             (num_layers, batch, seq_len, hidden_size), with a prenet one more.
         """
-        feats = self._layers(frames.transpose(0, 1), lambda number, x: self.rnns[number](x)[0])
-        return torch.stack(list(feats)).transpose(1, 2)
+        outputs, _ = self.encode(frames.transpose(0, 1))
+        return torch.stack(outputs).transpose(1, 2)
 
     def _check_stream(self, frames: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> None:
         if self.training:
             raise InputError("stream() is for a model in eval mode: call model.eval() first")
-        batch, num_frames = self.check_inputs(frames)
+        batch, num_frames = self._check_inputs(frames)
         if batch == 0 or num_frames == 0:
             raise InputError(f"an empty stream chunk: {num_frames} frames of {batch} streams")
         if state is None:
@@ -185,10 +176,10 @@ class APCModel(nn.Module):
         shapes = [tuple(part.shape) for part in state]
         if shapes != [wanted] * len(names):
             held = ", ".join(map(str, shapes)) or "nothing"
-            raise InputError(f"the state holds {held}, but this model and batch need ({', '.join(names)}) of {wanted}: "
-                             "is it of another batch size or model?")  # fmt: skip
+            needed = f"({', '.join(names)}) of {wanted}: is it of another batch size or model?"
+            raise InputError(f"the state holds {held}, but this model and batch need {needed}")
 
-    def check_inputs(self, inputs: torch.Tensor) -> tuple[int, int]:
+    def _check_inputs(self, inputs: torch.Tensor) -> tuple[int, int]:
         """The (batch, seq_len) of a padded batch, or a ValueError that names the sizes."""
         if inputs.dim() != 3 or inputs.size(-1) != self.mel_dim:
             raise InputError(
@@ -196,47 +187,55 @@ class APCModel(nn.Module):
             )
         return inputs.size(0), inputs.size(1)
 
-    def encode(self, frames: torch.Tensor, plan: Packing, states: list | None = None) -> Iterator[torch.Tensor]:
-        """The hidden states of every layer, on packed frames, one layer after the other.
+    def encode(
+        self,
+        frames: torch.Tensor,
+        packing: Packing | None = None,
+        state: State = (),
+        layers: Sequence[int] | None = None,
+    ) -> tuple[list[torch.Tensor], State]:
+        """Run the layers over the next frames of each sequence.
 
         Args:
-            frames: (frames, mel_dim), the true frames of a batch in packed order.
-            plan: that order.
-            states: of each recurrent layer before the first frame, in its own form and the order of the batch, or
-                None for zeros. Each is replaced by that after the utterances' last frames.
+            frames: packed, (frames, mel_dim); without a packing (seq_len, batch, mel_dim).
+            packing: the order of packed frames.
+            state: the state before the first frames, as `stream` returns it; empty for zeros.
+            layers: the layers of `feats` to return, not negative; None for all. Layers above them are not computed.
 
-        Yields:
-            (frames, hidden_size) for the prenet, if there is one, and for each recurrent layer.
+        Returns:
+            outputs: of each of these layers in order, in the form of frames with hidden_size columns.
+            state: after the last frames, of the recurrent layers that were computed.
         """
+        layers = range(self.num_feats) if layers is None else layers
+        first_rnn = self.num_feats - len(self.rnns)
+        outputs, states = [], []
+        for layer in range(max(layers) + 1):
+            if layer < first_rnn:
+                frames = self.prenet(frames)
+            else:
+                number = layer - first_rnn
+                frames, after = self._recur(number, frames, packing, tuple(part[number] for part in state))
+                states.append(after)
+            if layer in layers:
+                outputs.append(frames)
+        return outputs, tuple(torch.stack(parts) for parts in zip(*states, strict=True))
 
-        def run(number: int, frames: torch.Tensor) -> torch.Tensor:
-            state = None if states is None else states[number]
-            output, state = packed_rnn(self.rnns[number], plan.pack(frames), state)
-            if states is not None:
-                states[number] = state
-            return output.data
+    def _recur(
+        self, number: int, frames: torch.Tensor, packing: Packing | None, state: State
+    ) -> tuple[torch.Tensor, State]:
+        """Run a recurrent layer, then dropout and the residual connection."""
+        output, state = run_layer(self.rnns[number], frames, packing, state)
+        if number < len(self.rnns) - 1:
+            output = F.dropout(output, self.rnn_config.dropout, self.training)
+        if self._has_residual(number) and frames.size(-1) == output.size(-1):
+            output = output + frames
+        return output, state
 
-        return self._layers(frames, run)
-
-    def _layers(self, frames: torch.Tensor, run: Callable[[int, torch.Tensor], torch.Tensor]) -> Iterator[torch.Tensor]:
-        """What each layer gives, (..., hidden_size), for frames (..., mel_dim); run(i, x) is recurrent layer i on x."""
-        if self.prenet is not None:
-            frames = self.prenet(frames)
-            yield frames
-        for number in range(len(self.rnns)):
-            output = run(number, frames)
-            if self.training and number < len(self.rnns) - 1:
-                output = F.dropout(output, self.rnn_config.dropout)
-            if self._has_residual(number) and frames.size(-1) == output.size(-1):
-                output = output + frames
-            frames = output
-            yield frames
-
-    def predict(self, frames: torch.Tensor, plan: Packing) -> torch.Tensor:
+    def predict(self, frames: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Packed frames (frames, mel_dim) to packed predictions (frames, mel_dim): all that training needs."""
         if self.postnet is None:
-            raise InputError("the model has no prediction layer (postnet): it gives features, and cannot predict")
-        last = deque(self.encode(frames, plan), maxlen=1).pop()  # the layers before it need not stay in memory
+            raise InputError("the model has no prediction layer (postnet) and computes features only")
+        (last,), _ = self.encode(frames, packing, layers=[self.num_feats - 1])
         return self.postnet(last)
 
     def _has_residual(self, layer: int) -> bool:

@@ -5,7 +5,7 @@
     python downstream/phone_classification.py --data mboshi --checkpoint logs/foo.dir/foo__epoch_100.model --layer all
 
 Prints the error per frame and per phone on the test set, with mean and deviation over seeds. The corpus and the sets:
-downstream/corpus.py and splits.py; classifiers and training: probes.py; what the errors mean: scoring.py.
+downstream/probing/corpus.py and splits.py; classifiers and training: probes.py; what the errors mean: scoring.py.
 """
 
 import sys
@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from downstream.corpus import Corpus, chosen_features, load_corpus
-from downstream.features import FeatureSets
-from downstream.options import (
+from downstream.probing.corpus import Corpus, chosen_features, load_corpus
+from downstream.probing.features import FeatureSets
+from downstream.probing.options import (
     add_corpus_options,
     add_feature_options,
     add_probe_options,
     add_run_options,
     probe_options,
 )  # fmt: skip
-from downstream.probes import CLASSIFIERS, ProbeOptions, train_probe
-from downstream.scoring import error_by_phone, percent, score_phones
-from downstream.splits import DEV, TEST, TRAIN
+from downstream.probing.probes import CLASSIFIERS, ProbeOptions, train_probe
+from downstream.probing.scoring import error_by_phone, percent, score_phones
+from downstream.probing.splits import DEV, TEST, TRAIN
 from utils.command_line import HelpFormatter, natural
 from utils.errors import run_script
 from utils.files import make_way_for, write_json

@@ -29,13 +29,13 @@ from functools import partial
 import torch
 
 from apc_model import APCModel
-from downstream.corpus import load_corpus
-from downstream.options import add_corpus_options, add_probe_options, add_run_options, probe_options
-from downstream.plan import Plan, choose_best
-from downstream.probes import CLASSIFIERS
-from downstream.report import write_report
-from downstream.study import Study
-from downstream.training import checkpoint_path, train
+from downstream.probing.corpus import load_corpus
+from downstream.probing.options import add_corpus_options, add_probe_options, add_run_options, probe_options
+from downstream.probing.plan import Plan, choose_best
+from downstream.probing.probes import CLASSIFIERS
+from downstream.probing.report import write_report
+from downstream.probing.study import Study
+from downstream.probing.training import checkpoint_path, train
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.command_line import HelpFormatter, positive, positive_float

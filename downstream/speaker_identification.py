@@ -18,12 +18,12 @@ import argparse
 
 import torch
 
-from downstream.corpus import Corpus, chosen_features, load_corpus
-from downstream.features import FeatureSets
-from downstream.options import add_corpus_options, add_feature_options, add_run_options
-from downstream.probes import Labelled, ProbeOptions, train_probe
-from downstream.scoring import percent
-from downstream.splits import DEV, SETS, TEST, TRAIN
+from downstream.probing.corpus import Corpus, chosen_features, load_corpus
+from downstream.probing.features import FeatureSets
+from downstream.probing.options import add_corpus_options, add_feature_options, add_run_options
+from downstream.probing.probes import Labelled, ProbeOptions, train_probe
+from downstream.probing.scoring import percent
+from downstream.probing.splits import DEV, SETS, TEST, TRAIN
 from utils.command_line import HelpFormatter
 from utils.errors import InputError, run_script
 from utils.files import make_way_for, write_json

@@ -23,11 +23,11 @@ import numpy as np
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import normalize
 
-from downstream.corpus import Corpus, chosen_features, load_corpus
-from downstream.features import FeatureSets
-from downstream.options import add_corpus_options, add_feature_options, add_run_options
-from downstream.scoring import equal_error_rate
-from downstream.splits import TEST, TRAIN
+from downstream.probing.corpus import Corpus, chosen_features, load_corpus
+from downstream.probing.features import FeatureSets
+from downstream.probing.options import add_corpus_options, add_feature_options, add_run_options
+from downstream.probing.scoring import equal_error_rate
+from downstream.probing.splits import TEST, TRAIN
 from utils.command_line import HelpFormatter
 from utils.errors import InputError, one_line, run_script
 from utils.files import make_way_for, write_json

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from downstream import phone_classification, run_all, speaker_identification, speaker_verification
-from downstream.report import Claim, Row
+from downstream.probing.report import Claim, Row
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.errors import InputError
@@ -193,7 +193,7 @@ def test_killed_while_training_it_goes_on_and_nothing_tells(whole, tmp_path):
 
 
 def test_results_that_are_there_are_not_made_again(whole, monkeypatch, capsys):
-    monkeypatch.setattr("downstream.study.classify_phones", None)
+    monkeypatch.setattr("downstream.probing.study.classify_phones", None)
     monkeypatch.setattr("subprocess.Popen", None)
     run_all.main(["--data", str(SAMPLE), "--save_dir", str(whole), *QUICK.split()])
     assert "| random APC | 0 | linear |" in capsys.readouterr().out

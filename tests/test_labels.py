@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downstream.labels import NO_PHONE, frame_centres, read_labels
+from downstream.probing.labels import NO_PHONE, frame_centres, read_labels
 from utils.errors import InputError
 
 CTM = """\

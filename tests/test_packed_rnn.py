@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils import packed_rnn as packed_rnn_module
-from utils.packed_rnn import packed_rnn
+from utils.rnn import packed_rnn as packed_rnn_module
+from utils.rnn.packed_rnn import packed_rnn
 
 RNN_CLASSES = pytest.mark.parametrize("rnn_class", [nn.GRU, nn.LSTM])
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])

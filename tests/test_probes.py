@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from downstream.features import stack_context
-from downstream.probes import CLASSIFIERS, Labelled, ProbeOptions, train_probe
-from downstream.scoring import equal_error_rate, error_by_phone, score_phones
+from downstream.probing.features import stack_context
+from downstream.probing.probes import CLASSIFIERS, Labelled, ProbeOptions, train_probe
+from downstream.probing.scoring import equal_error_rate, error_by_phone, score_phones
 from downstream.speaker_verification import Trials, cosine_scores, make_trials, read_trials
 from utils.errors import InputError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from downstream.splits import SETS, find_splits
+from downstream.probing.splits import SETS, find_splits
 from utils.errors import InputError
 
 

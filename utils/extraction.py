@@ -9,7 +9,7 @@ piece like all others, the state of the recurrent layers carried over.
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from utils.feature_files import FilesByUtterance, KaldiArchive, Spool
 from utils.frame_readers import FrameReader, NormalizedUtterance
 from utils.log_mel import FRAMES_PER_SECOND
 from utils.output_directory import OutputDirectory
-from utils.packing import packing
 from utils.parallel import ordered_map
+from utils.rnn.layer import State
+from utils.rnn.packing import Packing
 from utils.signals import StopRequest
 from utils.sources import Source
 from utils.utterances import BadUtterance
@@ -211,40 +212,32 @@ class Extraction:
             Which utterance of the batch, and float32 (layers, frames, hidden_size) of its next frames.
         """
         readers = [FrameReader(_blocks_of(member)) for member in batch]
-        running, states = list(range(len(batch))), [None] * self.model.rnn_config.num_layers
+        running, state = list(range(len(batch))), ()
         while running:
             pieces = {row: piece for row in running if (piece := self._read(batch[row], readers[row])) is not None}
             if not pieces:
                 return
-            states = [_rows_of(state, [running.index(row) for row in pieces]) for state in states]
-            yield from zip(pieces, self._piece_features(list(pieces.values()), states), strict=True)
-            running = list(pieces)  # whose states are in that order now
+            state = tuple(part[:, [running.index(row) for row in pieces]] for part in state)
+            features, state = self._piece_features(list(pieces.values()), state)
+            yield from zip(pieces, features, strict=True)
+            running = list(pieces)  # the order of the state
             self.stop.check()
 
-    def _piece_features(self, pieces: list[np.ndarray], states: list[Any]) -> Iterator[np.ndarray]:
-        """The features of pieces (frames, mel_dim), each (layers, frames, hidden_size); moves the states on."""
+    def _piece_features(self, pieces: list[np.ndarray], state: State) -> tuple[list[np.ndarray], State]:
+        """The features of pieces (frames, mel_dim), each (layers, frames, hidden_size), and the state after them."""
         lengths = torch.tensor([len(piece) for piece in pieces])  # (batch,)
         inputs = pad_sequence([torch.from_numpy(piece) for piece in pieces], batch_first=True)
         longest = inputs.size(1)
-        plan = packing(lengths, longest, self.device)
-        packed = inputs.to(self.device).flatten(0, 1)[plan.index]  # (frames, mel_dim)
-        outputs = self._wanted(self.model.encode(packed, plan, states))  # (layers, frames, hidden_size)
+        packing = Packing.from_lengths(lengths, longest, self.device)
+        packed = inputs.to(self.device).flatten(0, 1)[packing.index]  # (frames, mel_dim)
+        outputs, state = self.model.encode(packed, packing, state, self.layers)
+        outputs = torch.stack(outputs)  # (layers, frames, hidden_size)
+        if self.options.layer == MEAN_OF_LAYERS:
+            outputs = outputs.mean(0, keepdim=True)
         padded = outputs.new_zeros(outputs.size(0), len(pieces) * longest, outputs.size(2))
-        padded.index_copy_(1, plan.index, outputs)
+        padded.index_copy_(1, packing.index, outputs)
         padded = padded.cpu().unflatten(1, (len(pieces), longest)).numpy()  # (layers, batch, longest, hidden_size)
-        for row, piece in enumerate(pieces):
-            yield padded[:, row, : len(piece)]
-
-    def _wanted(self, outputs: Iterator[torch.Tensor]) -> torch.Tensor:
-        """Those layers that are asked for; the ones above are not computed."""
-        wanted = []
-        for number, output in enumerate(outputs):
-            if number in self.layers:
-                wanted.append(output)
-            if number == self.layers[-1]:
-                break
-        stacked = torch.stack(wanted)
-        return stacked.mean(0, keepdim=True) if self.options.layer == MEAN_OF_LAYERS else stacked
+        return [padded[:, row, : len(piece)] for row, piece in enumerate(pieces)], state
 
     def _read(self, member: Member, reader: FrameReader) -> np.ndarray | None:
         """The next frames of an utterance, or None at its end or where it turns out to be bad."""
@@ -290,10 +283,3 @@ def _load_unless_done(job: tuple[NormalizedUtterance, bool]) -> Loaded:
 def _blocks_of(member: Member) -> Iterator[np.ndarray]:
     """An utterance's frames, from memory where they were read."""
     return member.utterance.blocks() if member.loaded.frames is None else iter([member.loaded.frames])
-
-
-def _rows_of(state: Any, rows: list[int]) -> Any:
-    """Some utterances of a recurrent layer's state, in PyTorch's form."""
-    if isinstance(state, tuple):
-        return tuple(part[:, rows] for part in state)
-    return None if state is None else state[:, rows]

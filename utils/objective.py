@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.packing import Packing, packing
+from utils.rnn.packing import Packing
 
 LOSSES = ("masked", "padded")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,7 +22,7 @@ class Predictor(Protocol):
     mel_dim: int
     postnet: torch.nn.Module
 
-    def predict(self, frames: torch.Tensor, plan: Packing) -> torch.Tensor:
+    def predict(self, frames: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Packed frames (frames, mel_dim) to packed predictions (frames, mel_dim)."""
 
 
@@ -49,10 +49,10 @@ def apc_loss(
         A scalar, with its graph.
     """
     batch, seq_len, mel_dim = inputs.shape
-    plan = packing(lengths - time_shift, seq_len, inputs.device)
+    packing = Packing.from_lengths(lengths - time_shift, seq_len, inputs.device)
     frames = inputs.reshape(batch * seq_len, mel_dim)
-    predicted = model.predict(frames[plan.index], plan)  # (frames, mel_dim)
-    targets = frames[plan.index + time_shift]  # (frames, mel_dim)
+    predicted = model.predict(frames[packing.index], packing)  # (frames, mel_dim)
+    targets = frames[packing.index + time_shift]  # (frames, mel_dim)
     if loss == "masked":
         return F.l1_loss(predicted, targets)
     total = F.l1_loss(predicted, targets, reduction="sum")

@@ -13,8 +13,8 @@ import torch
 
 from apc_model import APCModel
 from datasets import LibriSpeech
-from downstream.labels import NO_PHONE, PhoneLabels
-from downstream.probes import Labelled
+from downstream.probing.labels import NO_PHONE, PhoneLabels
+from downstream.probing.probes import Labelled
 from utils.errors import InputError
 
 BATCH_FRAMES = 16384  # padded frames that a model reads at once

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
-from utils.rnn_cells import GRUCell, LSTMCell, columns_apart
+from utils.rnn.cells import GRUCell, LSTMCell, columns_apart
 
 FRAMES_PER_BLOCK = 1024  # enough for a fast matrix product, few enough for the gates of a block to stay in cache
 
@@ -33,11 +33,11 @@ FRAMES_PER_BLOCK = 1024  # enough for a fast matrix product, few enough for the 
 def packed_rnn(
     rnn: nn.GRU | nn.LSTM, packed: PackedSequence, hx: Tensor | tuple[Tensor, Tensor] | None = None
 ) -> tuple[PackedSequence, Tensor | tuple[Tensor, Tensor]]:
-    """Does what `rnn(packed, hx)` does, fast on a CPU in training and in inference.
+    """Compute `rnn(packed, hx)`, fast on a CPU in training and in inference.
 
     Args:
-        rnn: one layer, one direction, with biases, float32 or float64 on a CPU is done here; any other is called.
-            Autocast leaves it at that: a recurrence of many small products gains nothing there from fewer bits.
+        rnn: one layer, one direction, with biases, in float32 or float64 on a CPU is computed here; any other is
+            called. Under autocast a layer on a CPU computes in the precision of its weights.
         packed: data (frames, input_size).
         hx: the initial state (1, batch, hidden_size) of a GRU, a pair of them for an LSTM; zeros if None.
 
@@ -63,7 +63,7 @@ def packed_rnn(
     tensors = (data, rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0, *state)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         output, *state = _PackedRNN.apply(cell, sizes, *tensors)
-    elif sizes[0] == 1:  # a product with one row gains nothing from what is done here
+    elif sizes[0] == 1:  # products of a single row are not faster here
         batch_dim = 0 if rnn.batch_first else 1
         output, final = rnn(data.unsqueeze(batch_dim), hx)
         return PackedSequence(output.squeeze(batch_dim), batch_sizes, sorted_indices, unsorted_indices), final
@@ -75,34 +75,6 @@ def packed_rnn(
     state = [part.unsqueeze(0) for part in state]
     packed_output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
     return packed_output, state[0] if cell is GRUCell else tuple(state)
-
-
-def run_on(
-    rnn: nn.GRU | nn.LSTM, frames: Tensor, state: tuple[Tensor, ...] | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Moves a layer on by some frames; a single frame with as little work around its matrix products as can be.
-
-    oneDNN, which runs a whole LSTM on a CPU, rearranges the weights at every call: three times the work of one step.
-
-    Args:
-        rnn: one layer, one direction, with biases.
-        frames: (n, batch, input_size).
-        state: before them, (h,) of a GRU, (h, c) of an LSTM, each (batch, hidden_size); zeros if None.
-
-    Returns:
-        The outputs (n, batch, hidden_size), and the state after them.
-    """
-    is_lstm = isinstance(rnn, nn.LSTM)
-    if state is not None and len(frames) == 1:
-        weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0
-        if is_lstm:
-            state = torch.lstm_cell(frames[0], state, *weights)
-        else:
-            state = (torch.gru_cell(frames[0], state[0], *weights),)
-        return state[0].unsqueeze(0), state
-    hx = None if state is None else tuple(part.unsqueeze(0) for part in state)
-    output, hx = rnn(frames, hx if is_lstm or hx is None else hx[0])
-    return output, tuple(part[0] for part in hx) if is_lstm else (hx[0],)
 
 
 def _is_supported(rnn: nn.RNNBase, data: Tensor) -> bool:
@@ -117,16 +89,16 @@ def _is_supported(rnn: nn.RNNBase, data: Tensor) -> bool:
 
 
 class _Block(NamedTuple):
-    """A run of time steps that are handled together."""
+    """A run of time steps that are processed together."""
 
     sizes: list[int]  # sequences still running at each step
-    rows: slice  # where its frames lie
+    rows: slice  # of its frames
     num_frames: int
     size_before: int  # sequences running at the step before its first; 0 at the start
 
 
 def _blocks(sizes: list[int]) -> list[_Block]:
-    """Cuts the time steps into blocks of about FRAMES_PER_BLOCK frames."""
+    """Cut the time steps into blocks of about FRAMES_PER_BLOCK frames."""
     blocks, first, start, stop = [], 0, 0, 0
     for step, size in enumerate(sizes, start=1):
         stop += size
@@ -138,7 +110,8 @@ def _blocks(sizes: list[int]) -> list[_Block]:
 
 
 def _forward(cell, sizes, data, w_ih, w_hh, b_ih, b_hh, *state, keep_gates):
-    """Returns output (frames, hidden), the final state, each (batch, hidden), and the gates if they are kept."""
+    """Compute output (frames, hidden), the final states (batch, hidden), and the gates (of the last block only,
+    unless keep_gates)."""
     hidden, blocks = w_hh.size(1), _blocks(sizes)
     output = data.new_empty(data.size(0), hidden)
     num_rows = data.size(0) if keep_gates else max(block.num_frames for block in blocks)
@@ -169,7 +142,7 @@ class _PackedRNN(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_output: Tensor, *d_final: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of what forward took, for those of output (frames, hidden) and final states (batch, hidden)."""
+        """Compute the gradients of the inputs from those of output and of the final states (batch, hidden)."""
         cell = ctx.cell
         output, gates, data, w_ih, w_hh, b_ih, b_hh, *initial = ctx.saved_tensors
         w_in, w_rec, _ = cell.arrange(w_ih, w_hh, b_ih, b_hh)
@@ -202,7 +175,7 @@ class _PackedRNN(torch.autograd.Function):
 
 
 def _previous(block: _Block, values: Tensor, initial: Tensor) -> Tensor:
-    """Returns the state before every frame of a block, from values (frames, hidden) and initial (batch, hidden)."""
+    """Gather the state before every frame of a block, from values (frames, hidden) and initial (batch, hidden)."""
     start, before = block.rows.start - block.size_before, block.size_before
     if before == block.sizes[-1]:  # no sequence ends in this block: its frames' predecessors are one run
         return values[start : start + block.num_frames]

@@ -14,14 +14,14 @@ import torch
 from tqdm import tqdm
 
 from apc_model import APCModel
-from downstream.corpus import Corpus
-from downstream.features import FeatureSets
 from downstream.phone_classification import classify_phones
-from downstream.probes import ProbeOptions
-from downstream.scoring import mean_and_deviation, percent
+from downstream.probing.corpus import Corpus
+from downstream.probing.features import FeatureSets
+from downstream.probing.probes import ProbeOptions
+from downstream.probing.scoring import mean_and_deviation, percent
+from downstream.probing.splits import DEV, TEST, TRAIN
 from downstream.speaker_identification import identify
 from downstream.speaker_verification import make_trials, verify
-from downstream.splits import DEV, TEST, TRAIN
 from utils.errors import InputError
 from utils.files import read_json, remove_leftovers, write_json
 

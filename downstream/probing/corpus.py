@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 
 from apc_model import APCModel
-from downstream.features import FeatureSets, Utterances, log_mel_features, model_features, read_utterances
-from downstream.labels import PhoneLabels, read_labels
-from downstream.splits import SETS, TRAIN, Splits, find_splits
+from downstream.probing.features import FeatureSets, Utterances, log_mel_features, model_features, read_utterances
+from downstream.probing.labels import PhoneLabels, read_labels
+from downstream.probing.splits import SETS, TRAIN, Splits, find_splits
 from load_pretrained_model import load_pretrained
 from utils.errors import InputError
 from utils.extraction import ALL_LAYERS, MEAN_OF_LAYERS, pick_layers

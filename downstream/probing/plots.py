@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from apc_model import APCModel
-from downstream.plan import RANDOM, Best, Plan, best_random_layer
-from downstream.probes import CLASSIFIERS
-from downstream.scoring import mean_and_deviation
-from downstream.splits import TEST
-from downstream.study import LINEAR, Study
+from downstream.probing.plan import RANDOM, Best, Plan, best_random_layer
+from downstream.probing.probes import CLASSIFIERS
+from downstream.probing.scoring import mean_and_deviation
+from downstream.probing.splits import TEST
+from downstream.probing.study import LINEAR, Study
 from utils.files import atomic_write
 from utils.log_mel import FRAMES_PER_SECOND
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from utils.errors import InputError
 from utils.signals import StopRequest
 
-TRAIN_SCRIPT = Path(__file__).resolve().parent.parent / "train_apc.py"
+TRAIN_SCRIPT = Path(__file__).resolve().parents[2] / "train_apc.py"
 POLL_SECONDS = 0.2
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

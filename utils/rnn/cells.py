@@ -22,7 +22,7 @@ class GRUCell:
 
     @staticmethod
     def arrange(w_ih, w_hh, b_ih, b_hh):
-        """Brings parameters into the order of the gates; the two biases into one of (4 * hidden,)."""
+        """Bring parameters into the order of the gates; the two biases into one of (4 * hidden,)."""
         hidden = w_hh.size(1)
         b_ih = b_ih.roll(hidden)
         bias = torch.cat([b_ih[:hidden], b_ih[hidden:] + b_hh[: 2 * hidden], b_hh[2 * hidden :]])
@@ -30,14 +30,14 @@ class GRUCell:
 
     @staticmethod
     def restore(d_w_in, d_w_rec, d_bias):
-        """Brings gradients back into the order of the parameters."""
+        """Bring gradients back into the order of the parameters."""
         hidden = d_bias.size(0) // 4
         d_w_ih = None if d_w_in is None else d_w_in.roll(-hidden, 0)
         return d_w_ih, d_w_rec, d_bias[: 3 * hidden].roll(-hidden), d_bias[hidden:].clone()
 
     @staticmethod
     def split(gates: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
-        """Returns the columns of the input's product, and those of the recurrent product."""
+        """Select the columns of the input's product, and those of the recurrent product."""
         return gates[:, : 3 * hidden], gates[:, hidden : 4 * hidden]
 
     @staticmethod
@@ -46,7 +46,7 @@ class GRUCell:
 
     @staticmethod
     def steps(sizes, gates, output, state, final, w_rec):
-        """Runs the time steps of a block: fills gates (frames, 4 * hidden) and output (frames, hidden).
+        """Run the time steps of a block: fill gates (frames, 4 * hidden) and output (frames, hidden).
 
         Gates hold the input's part. w_rec is (chunks, hidden, 3 * hidden / chunks). State is (batch, hidden) before
         the block, and the state after it is returned; that of sequences that end goes into final (batch, hidden).
@@ -66,7 +66,7 @@ class GRUCell:
 
     @staticmethod
     def derivatives(gates, h_prev, out):
-        """Fills out (frames, 4 * hidden) with the derivatives of h by what enters n, r, z and hn."""
+        """Fill out (frames, 4 * hidden) with the derivatives of h by what enters n, r, z and hn."""
         hidden = h_prev.size(1)
         n, r, z, hn = gates.split(hidden, 1)
         by_n, by_r, by_z, by_hn = out.split(hidden, 1)
@@ -77,7 +77,7 @@ class GRUCell:
 
     @staticmethod
     def steps_backward(sizes, gates, d_gates, d_output, d_state, d_final, w_rec):
-        """Multiplies the derivatives in d_gates by the gradient of h, from the last step to the first.
+        """Multiply the derivatives in d_gates by the gradient of h, from the last step to the first.
 
         w_rec is (chunks, 3 * hidden, hidden / chunks). d_state is (chunks, batch, hidden / chunks) after the block,
         and that before it is returned; d_final has that of the final state of every sequence.
@@ -122,7 +122,7 @@ class LSTMCell:
 
     @staticmethod
     def steps(sizes, gates, output, state, final, w_rec):
-        """As of a GRU, but for gates (frames, 5 * hidden) and w_rec (chunks, hidden, 4 * hidden / chunks)."""
+        """As `GRUCell.steps`, for gates (frames, 5 * hidden) and w_rec (chunks, hidden, 4 * hidden / chunks)."""
         hidden, chunks = output.size(1), w_rec.size(0)
         o, i, f, g, c_next = (column.split(sizes) for column in gates.split(hidden, 1))
         oif = gates[:, : 3 * hidden].split(sizes)
@@ -139,7 +139,7 @@ class LSTMCell:
 
     @staticmethod
     def derivatives(gates, h_prev, c_prev, out):
-        """Fills out (frames, 5 * hidden) with the derivatives of h by o, of c by i, f, g, and of h by c."""
+        """Fill out (frames, 5 * hidden) with the derivatives of h by o, of c by i, f, g, and of h by c."""
         hidden = h_prev.size(1)
         o, i, f, g, c = gates.split(hidden, 1)
         by_o, by_i, by_f, by_g, by_c = out.split(hidden, 1)
@@ -152,7 +152,7 @@ class LSTMCell:
 
     @staticmethod
     def steps_backward(sizes, gates, d_gates, d_output, d_state, d_final, w_rec):
-        """As of a GRU, with the gradients of both h and c in d_state and d_final."""
+        """As `GRUCell.steps_backward`, with the gradients of both h and c in d_state and d_final."""
         hidden, chunks = d_output.size(1), w_rec.size(0)
         f = _chunked(gates[:, 2 * hidden : 3 * hidden], chunks).split(sizes, 1)
         d_columns = _chunked_columns(d_gates, 5, chunks)
@@ -172,7 +172,7 @@ class LSTMCell:
 
 
 def _end(state: Tensor, size: int, final: Tensor) -> Tensor:
-    """Keeps the states (batch, hidden) of the first size sequences; those of sequences that ended go to final."""
+    """Keep the states (batch, hidden) of the first size sequences; those of sequences that ended go to final."""
     if state.size(0) == size:
         return state
     final[size : state.size(0)] = state[size:]
@@ -180,23 +180,23 @@ def _end(state: Tensor, size: int, final: Tensor) -> Tensor:
 
 
 def _begin(d_state: Tensor, size: int, d_final: Tensor) -> Tensor:
-    """Adds, going backward, the sequences that end here: the gradient of their state is that of their final one."""
+    """Add, going backward, the sequences that end here: the gradient of their state is that of their final one."""
     if d_state.size(1) == size:
         return d_state
     return torch.cat([d_state, d_final[:, d_state.size(1) : size]], 1)
 
 
 def _chunked(values: Tensor, chunks: int) -> Tensor:
-    """Views (frames, columns) as (chunks, frames, columns / chunks)."""
+    """View (frames, columns) as (chunks, frames, columns / chunks)."""
     return values.unflatten(1, (chunks, -1)).transpose(0, 1)
 
 
 def _chunked_columns(gates: Tensor, num_columns: int, chunks: int) -> Tensor:
-    """Views (frames, num_columns * hidden) as (chunks, frames, num_columns, hidden / chunks)."""
+    """View (frames, num_columns * hidden) as (chunks, frames, num_columns, hidden / chunks)."""
     return gates.unflatten(1, (num_columns, chunks, -1)).permute(2, 0, 1, 3)
 
 
 def columns_apart(matrix: Tensor) -> Tensor:
-    """Copies a share of the columns for every thread: (rows, columns) to (chunks, rows, columns / chunks)."""
+    """Copy a share of the columns for every thread: (rows, columns) to (chunks, rows, columns / chunks)."""
     chunks = math.gcd(matrix.size(1), torch.get_num_threads())
     return _chunked(matrix, chunks).contiguous()

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from apc_model import APCModel
-from downstream.plan import RANDOM, Best, Plan, best_random_layer, choose_best
-from downstream.plots import (
+from downstream.probing.plan import RANDOM, Best, Plan, best_random_layer, choose_best
+from downstream.probing.plots import (
     FIGURES,
     plot_confusion,
     plot_epochs,
@@ -16,10 +16,10 @@ from downstream.plots import (
     plot_prediction,
     plot_time_shifts,
 )  # fmt: skip
-from downstream.probes import CLASSIFIERS
-from downstream.scoring import mean_and_deviation, percent
-from downstream.splits import SETS, TEST, TRAIN
-from downstream.study import LINEAR, Study
+from downstream.probing.probes import CLASSIFIERS
+from downstream.probing.scoring import mean_and_deviation, percent
+from downstream.probing.splits import SETS, TEST, TRAIN
+from downstream.probing.study import LINEAR, Study
 from utils.files import atomic_write
 from utils.log_mel import FRAMES_PER_SECOND
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from downstream.probes import ProbeOptions
+from downstream.probing.probes import ProbeOptions
 from utils.command_line import add_residual_option, natural, positive, positive_float
 
 NORMS = ("global", "speaker", "utterance")

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from downstream.study import Study
+from downstream.probing.study import Study
 
 RANDOM = "random"
 CURVE_EPOCHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)

@@ -1,0 +1,7 @@
+"""Recurrent layers over batches of ragged sequences, fast on a CPU.
+
+- packing: `Packing`, the order of a batch's true frames without padding; `check_lengths`.
+- layer: `run_layer`, one GRU or LSTM layer on packed frames or on a whole padded batch, from a state to the next.
+- packed_rnn: `packed_rnn`, the layer on a PackedSequence, with a handwritten backward.
+- cells: `GRUCell`, `LSTMCell`, the equations of both and their derivatives; another recurrent cell goes here.
+"""
