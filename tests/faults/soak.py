@@ -2,8 +2,8 @@
 
     python tests/faults/soak.py --minutes 30
 
-Each training is struck and resumed a few times, then left to end, and must have the same checkpoints as one that nothing
-disturbed. Prints a table of what was seen; exits with 1 after a hang, an abort or weights that differ.
+Each training is struck and resumed a few times, then left to end, and must have the same checkpoints as one that
+nothing disturbed. Prints a table of what was seen; exits with 1 after a hang, an abort or weights that differ.
 """
 
 import argparse
