@@ -2,8 +2,9 @@
 
 dataset = LibriSpeech("librispeech_data/preprocessed/train-clean-360-hires-norm.blogmel")
 x, length = dataset[0]          # (max_seq_len, mel_dim) float32, int
-for batch in batches(make_loader(dataset, BatchOrder(dataset.lengths, 32, seed=0))):
-    batch.inputs, batch.lengths  # (batch, longest, mel_dim), (batch,)
+with BatchReader(num_workers=2) as reader:
+    for batch in reader.batches(dataset, BatchOrder(dataset.lengths, 32, seed=0)):
+        batch.inputs, batch.lengths  # (batch, longest, mel_dim), (batch,)
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.batch_order import BatchOrder, deal
 from utils.errors import InputError, one_line
@@ -109,11 +110,7 @@ class LibriSpeech(Dataset):
         Raises:
             InputError: the file is missing or damaged, or its sizes are not what the rest of the set says.
         """
-        length = self.lengths[index]
-        x = load_utterance(self.files[index], length)
-        if x.size(1) != self.mel_dim:
-            raise InputError(f"{self.files[index]} has frames of {x.size(1)}, the other utterances of {self.mel_dim}")
-        return x, length
+        return _read(self.files[index], self.lengths[index], self.mel_dim), self.lengths[index]
 
     def __str__(self) -> str:
         size = f"{len(self)} utterances, {hours(sum(self.lengths)):.2f} hours"
@@ -156,69 +153,116 @@ class Batch(NamedTuple):
     indices: list[int]
 
 
-class _Batched(Dataset):
-    """A dataset whose items are batches, so that workers read, trim and assemble them."""
+class _Wanted(NamedTuple):
+    """What a worker needs to know of a batch in order to read it."""
 
-    def __init__(self, dataset: LibriSpeech) -> None:
-        self.dataset = dataset
+    files: list[Path]
+    lengths: list[int]
+    mel_dim: int
+    indices: list[int]
 
-    def __getitem__(self, indices: list[int]) -> Batch | InputError:
+
+class _WantedBatches(Sampler[_Wanted]):
+    """The batches to read next."""
+
+    wanted: Iterable[_Wanted] = ()
+
+    def __iter__(self) -> Iterator[_Wanted]:
+        return iter(self.wanted)
+
+
+class _Assembled(Dataset):
+    """Batches by what is wanted of them, so that workers read, trim and assemble them."""
+
+    def __getitem__(self, wanted: _Wanted) -> Batch | InputError:
+        files, lengths, mel_dim, indices = wanted
         try:
-            utterances = [self.dataset[index] for index in indices]
+            utterances = [_read(file, length, mel_dim) for file, length in zip(files, lengths, strict=True)]
         except InputError as error:
             return error  # raised in a worker it would arrive wrapped in a traceback: `batches` raises it
         except OSError as error:
             return InputError(f"{error.filename}: {error.strerror}")
-        lengths = torch.tensor([length for _, length in utterances], dtype=torch.int64)  # (batch,)
-        longest = max(lengths.tolist(), default=0)
-        inputs = torch.zeros(len(indices), longest, self.dataset.mel_dim)  # (batch, longest, mel_dim)
-        for row, (x, length) in zip(inputs, utterances, strict=True):
+        inputs = torch.zeros(len(indices), max(lengths, default=0), mel_dim)  # (batch, longest, mel_dim)
+        for row, x, length in zip(inputs, utterances, lengths, strict=True):
             row[:length] = x[:length]
-        return Batch(inputs, lengths, indices)
+        return Batch(inputs, torch.tensor(lengths, dtype=torch.int64), indices)
 
 
-def make_loader(
-    dataset: LibriSpeech, order: Iterable[list[int]], num_workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
-    """A loader of batches.
+def _read(file: Path, length: int, mel_dim: int) -> torch.Tensor:
+    """One utterance, float32 (max_seq_len, mel_dim), whose sizes are checked."""
+    x = load_utterance(file, length)
+    if x.size(1) != mel_dim:
+        raise InputError(f"{file} has frames of {x.size(1)}, the other utterances of {mel_dim}")
+    return x
+
+
+class BatchReader:
+    """Reads batches of any datasets, by worker processes that are started once; use as a context.
+
+    Enter it before the process has threads, which those of PyTorch's process group are: a process that is forked while
+    a thread holds one of the interpreter's locks waits for that lock for ever.
 
     Args:
-        dataset: the utterances.
-        order: which of them make up each batch: a BatchOrder, or a list of lists of indices.
         num_workers: processes that read and assemble; 0 reads in this one.
-        pin_memory: page-locked memory, from which copies to a GPU need not be waited for.
-    """
-    return DataLoader(
-        _Batched(dataset),
-        sampler=order,
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # the loader seeds its workers: not from the generator that dropout uses
-    )
-
-
-def batches(loader: DataLoader) -> Iterator[Batch]:
-    """The batches of one epoch. Close the generator (contextlib.closing) where a loop over it may end early.
 
     Raises:
-        InputError: a file is missing or damaged, or a worker process died.
+        InputError: a worker process died.
     """
-    iterator = iter(loader)
-    try:
-        for batch in iterator:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-        # the last three are what is seen where the process dies after it announced a batch and before handing it over
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise dead_worker(error) from error
-    finally:
-        if loader.num_workers:  # now, not when the garbage collector comes by: a traceback may hold the iterator
-            iterator._shutdown_workers()
+
+    def __init__(self, num_workers: int = 0) -> None:
+        self._order = _WantedBatches()
+        self._loader = DataLoader(
+            _Assembled(),
+            sampler=self._order,
+            batch_size=None,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # the loader seeds its workers: not from the generator that dropout uses
+        )
+
+    def __enter__(self) -> "BatchReader":
+        iter(self._loader)  # starts the workers; nothing is wanted of them yet
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        if self._loader.num_workers:  # now, not when the garbage collector comes by
+            self._loader._iterator._shutdown_workers()
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            # PyTorch raises this wherever the main process happens to be
+            raise InputError(f"{_dead_worker(error)}; continue with the same command and --resume") from error
+
+    def batches(self, dataset: LibriSpeech, order: Iterable[list[int]], pin_memory: bool = False) -> Iterator[Batch]:
+        """The batches of a pass over a dataset. The next pass ends this one.
+
+        Args:
+            dataset: the utterances.
+            order: which of them make up each batch: a BatchOrder, or a list of lists of indices.
+            pin_memory: page-locked memory, from which copies to a GPU need not be waited for.
+
+        Raises:
+            InputError: a file is missing or damaged, or a worker process died.
+        """
+        files, lengths = dataset.files, dataset.lengths
+        self._order.wanted = (
+            _Wanted([files[i] for i in batch], [lengths[i] for i in batch], dataset.mel_dim, batch) for batch in order
+        )
+        try:
+            for batch in self._loader:
+                if isinstance(batch, InputError):
+                    raise batch
+                yield batch._replace(inputs=batch.inputs.pin_memory()) if pin_memory else batch
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # the last three are what is seen where the process dies after it announced a batch and before handing it
+            # over
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise _dead_worker(error) from error
+
+
+def _dead_worker(error: Exception) -> InputError:
+    told = one_line(error, 200)
+    return InputError(f"a data loading process died ({told}); if memory ran out, lower --load_data_workers")
 
 
 class Share(NamedTuple):
@@ -234,28 +278,23 @@ class Share(NamedTuple):
 
 
 def shares(
-    dataset: LibriSpeech, order: BatchOrder, rank: int, size: int, parts: int, num_workers: int, pin: bool
+    reader: BatchReader, dataset: LibriSpeech, order: BatchOrder, rank: int, size: int, parts: int, pin_memory: bool
 ) -> Iterator[Share]:
-    """A process's share of each batch, as `batches`.
+    """A process's share of each batch, as `BatchReader.batches`.
 
     Args:
+        reader: reads them.
         dataset: the utterances.
         order: which of them make up each batch, the same for all processes.
         rank, size: which process this is, of how many.
         parts: how many parts it reads its share in.
-        num_workers, pin: as for `make_loader`.
+        pin_memory: as for `BatchReader.batches`.
     """
     wholes = list(order)
     mine = [part for whole in wholes for part in deal(whole, dataset.lengths, size * parts)[rank::size]]
-    with closing(batches(make_loader(dataset, mine, num_workers, pin))) as read:
+    with closing(reader.batches(dataset, mine, pin_memory)) as read:
         for whole in wholes:
             yield Share(whole, list(islice(read, parts)))
-
-
-def dead_worker(error: Exception) -> InputError:
-    """What a user is told when a data loading process has died."""
-    told = one_line(error, 200)
-    return InputError(f"a data loading process died ({told}); if memory ran out, lower --load_data_workers")
 
 
 def find_split(root: str | Path, name: str) -> Path:

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from apc_model import APCModel
-from datasets import Batch, BatchOrder, LibriSpeech, Share, batches, dead_worker, load_split, make_loader, shares
+from datasets import Batch, BatchOrder, BatchReader, LibriSpeech, Share, load_split, shares
 from utils import PrenetConfig, RNNConfig
 from utils.checkpoints import load_weights, read_checkpoint
 from utils.distributed import Ranks
@@ -60,9 +60,14 @@ class Trainer:
     """
 
     def __init__(
-        self, options: argparse.Namespace, experiment: Experiment, sets: tuple[LibriSpeech, LibriSpeech], ranks: Ranks
+        self,
+        options: argparse.Namespace,
+        experiment: Experiment,
+        sets: tuple[LibriSpeech, LibriSpeech],
+        reader: BatchReader,
+        ranks: Ranks,
     ) -> None:
-        self.options, self.experiment, self.ranks = options, experiment, ranks
+        self.options, self.experiment, self.reader, self.ranks = options, experiment, reader, ranks
         self.train_set, self.val_set = sets
         self.device = ranks.device
         if self.device.type == "cuda":
@@ -106,11 +111,6 @@ class Trainer:
             self.save_what_is_good()
             ending.args = (f"{ending}; continue with the same command and --resume",)
             raise
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            # PyTorch raises this wherever the main process happens to be, perhaps within a step: nothing is saved
-            raise InputError(f"{dead_worker(error)}; continue with the same command and --resume") from error
 
     def train_epoch(self, stop: StopRequest) -> None:
         """What is left of an epoch: its batches, validation, checkpoint."""
@@ -118,8 +118,8 @@ class Trainer:
         steps_left = math.inf if options.max_steps is None else max(options.max_steps - progress.step, 0)
         order.epoch, order.first_batch = progress.epoch, progress.batch
         order.end_batch = min(progress.batch + steps_left, len(order))
-        read = shares(self.train_set, order, self.ranks.rank, self.ranks.size, options.grad_accumulation,
-                      options.load_data_workers, self.device.type == "cuda")  # fmt: skip
+        read = shares(self.reader, self.train_set, order, self.ranks.rank, self.ranks.size, options.grad_accumulation,
+                      self.device.type == "cuda")  # fmt: skip
         bar = self.steps.start_epoch(progress.epoch, progress.batch, len(order), self.ranks.is_first)
         with bar, closing(read):
             for batch in self.ranks.in_step(read, stop):
@@ -246,7 +246,7 @@ class Trainer:
         """The validation loss of each split by name, and of all of them under the name ''."""
 
         def load(order: Iterable[list[int]]) -> Iterator[Batch]:
-            return batches(make_loader(self.val_set, order, self.options.load_data_workers, self.device.type == "cuda"))
+            return self.reader.batches(self.val_set, order, self.device.type == "cuda")
 
         return validation_losses(self.objective, self.val_set, load, self.ranks, stop)
 
@@ -308,7 +308,8 @@ def main() -> None:
     reuse_freed_memory()
     with torch.device("meta"):
         build_model(options)  # options that do not fit together are refused before anything is written
-    with Ranks(options.device) as ranks:
+    # The reader first: its workers are forked, and the ranks have threads
+    with BatchReader(options.load_data_workers) as reader, Ranks(options.device) as ranks:
         sets = ranks.together(load_sets, options)
         config = make_config(options, sets, ranks)
         ranks.check_alike({key: value for key, value in config.items() if key not in MAY_DIFFER})
@@ -316,7 +317,7 @@ def main() -> None:
                                 may_change(options)) if ranks.is_first else Bystander()  # fmt: skip
         with StopRequest(patience=ranks.patience) as stop, ExitStack() as stack:
             ranks.together(stack.enter_context, experiment)
-            trainer = Trainer(options, experiment, sets, ranks)
+            trainer = Trainer(options, experiment, sets, reader, ranks)
             describe(trainer)
             trainer.run(stop)
             log.info("done: %d steps; checkpoints are in %s", trainer.progress.step, experiment.path)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from common import make_prepared, memory_mb, seconds_of
 
-from datasets import BatchOrder, LibriSpeech, batches, make_loader
+from datasets import BatchOrder, BatchReader, LibriSpeech
 
 LIBRISPEECH_MEAN_FRACTION = 0.77  # of 1600 frames: train-clean-360's utterances have 12.3 s on average
 ORDERS = ("random order", "bucketed")
@@ -75,8 +75,9 @@ def make_data(directory: Path, options: argparse.Namespace) -> None:
 
 def ours(dataset: LibriSpeech, options: argparse.Namespace, num_workers: int) -> None:
     """An epoch of this project's batches."""
-    for _ in batches(make_loader(dataset, BatchOrder(dataset.lengths, options.batch_size, seed=0), num_workers)):
-        pass
+    with BatchReader(num_workers) as reader:
+        for _ in reader.batches(dataset, BatchOrder(dataset.lengths, options.batch_size, seed=0)):
+            pass
 
 
 def plain(dataset: LibriSpeech, options: argparse.Namespace) -> None:

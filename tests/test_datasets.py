@@ -7,9 +7,15 @@ import torch
 from conftest import make_prepared
 from refusals import RunsCode
 
-from datasets import BatchOrder, LibriSpeech, batches, find_split, make_loader
+from datasets import BatchOrder, BatchReader, LibriSpeech, find_split
 from utils.errors import InputError
 from utils.prepared import load_lengths, save_tensor
+
+
+def read(dataset, order, workers):
+    """The batches of one pass."""
+    with BatchReader(workers) as reader:
+        return list(reader.batches(dataset, order))
 
 
 def test_an_item_is_a_padded_tensor_and_its_true_length(prepared):
@@ -66,7 +72,7 @@ def test_utterances_too_short_to_train_on_are_left_out_and_counted(prepared):
 def test_every_utterance_comes_once_an_epoch_trimmed_to_the_longest_of_its_batch(prepared, workers, bucketing):
     dataset = LibriSpeech(prepared)
     seen = []
-    for batch in batches(make_loader(dataset, BatchOrder(dataset.lengths, 4, 0, bucketing), workers)):
+    for batch in read(dataset, BatchOrder(dataset.lengths, 4, 0, bucketing), workers):
         assert batch.inputs.shape == (len(batch.indices), max(batch.lengths), 6)
         for x, length, index in zip(batch.inputs, batch.lengths, batch.indices, strict=True):
             full, true_length = dataset[index]
@@ -118,7 +124,7 @@ def test_a_bad_tensor_is_refused_by_name(prepared, tmp_path, damage, workers):
         bad = {"float64": torch.ones(40, 6).double(), "short": torch.ones(7, 6), "wide": torch.ones(40, 7)}
         save_tensor(path, bad[damage])
     with pytest.raises(InputError, match=r"spk1-0004\.pt"):
-        list(batches(make_loader(dataset, BatchOrder(dataset.lengths, 4), workers)))
+        read(dataset, BatchOrder(dataset.lengths, 4), workers)
     assert not proof.exists()
 
 

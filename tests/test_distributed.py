@@ -16,8 +16,10 @@ from fault_runs import Ended, experiment, runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_runs import MEL, SEQ, curves
+from training_runs import train as train_here
 
 from utils.batch_order import BatchOrder, deal
+from utils.distributed import Ranks
 from utils.prepared import load_tensor, save_tensor
 
 ROOT = Path(__file__).parent.parent
@@ -185,6 +187,37 @@ def test_torchrun_is_all_it_takes(tmp_path):
     assert ran.returncode == 0, ran.stderr
     log = (tmp_path / "logs/foo.dir/foo.log").read_text()
     assert "2 processes on cpu" in log and log.count("epoch 1: training loss") == 1
+
+
+def test_no_process_is_forked_once_the_ranks_have_threads(workplace, monkeypatch):
+    """A process forked beside a thread that holds a lock waits for it for ever."""
+    enter = Ranks.__enter__
+
+    def enter_and_forbid(self):
+        monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+        return enter(self)
+
+    monkeypatch.setattr(Ranks, "__enter__", enter_and_forbid)
+    train_here(monkeypatch, "--load_data_workers", 2)
+
+
+def test_a_rank_ends_with_its_code_and_without_the_interpreters_finalisation():
+    """Threads of a process group abort in it."""
+    for end, code in (("pass", 0), ("raise InputError('bad')", 2), ("sys.exit(7)", 7), ("1 / 0", 1)):
+        script = f"def main():\n print('done', end='')\n {end}\nrun_script(main)"
+        head = (
+            "import atexit, sys\nfrom utils.errors import InputError, run_script\natexit.register(print, 'finalised')\n"
+        )
+        environment = os.environ | {"WORLD_SIZE": "2"}
+        ran = subprocess.run([sys.executable, "-c", head + script], cwd=ROOT, env=environment, capture_output=True)
+        assert (ran.stdout, ran.returncode) == (b"done", code), ran.stderr
+
+
+def test_struck_trainings_of_torchrun_never_hang_and_end_with_the_same_weights():
+    """The short form of soak.py."""
+    command = [sys.executable, ROOT / "tests/faults/soak.py", "--minutes", "0", "--processes", "2", "--workers", "2"]
+    ran = subprocess.run([*command, "--epochs", "20", "--strikes", "2"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @settings(deadline=None)

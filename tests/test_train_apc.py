@@ -12,6 +12,7 @@ from conftest import make_prepared
 from plain_apc import PlainAPC, plain_loss
 from training_runs import MEL, SEQ, curves, made, stop_at, train, weights
 
+import datasets
 import train_apc
 from datasets import BatchOrder, LibriSpeech
 from load_pretrained_model import load_pretrained
@@ -238,15 +239,15 @@ def test_a_file_deleted_while_training_stops_clearly_and_resumably(workplace, mo
 
 def test_a_data_loading_process_that_dies_stops_clearly_and_resumably(workplace, monkeypatch):
     train(monkeypatch, "--experiment_name", "whole")
-    parent, get = os.getpid(), train_apc.LibriSpeech.__getitem__
+    parent, load = os.getpid(), datasets.load_utterance
 
-    def die(self, index):
-        if os.getpid() != parent and self.utterance(index) == "spk0-0006":
+    def die(path, length):
+        if os.getpid() != parent and path.stem == "spk0-0006":
             os.kill(os.getpid(), signal.SIGKILL)
-        return get(self, index)
+        return load(path, length)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_apc.LibriSpeech, "__getitem__", die)
+        patch.setattr(datasets, "load_utterance", die)
         with pytest.raises(InputError, match=r"data loading process died .*--load_data_workers.*--resume"):
             train(patch, "--experiment_name", "cut", "--load_data_workers", 1)
     train(monkeypatch, "--experiment_name", "cut", "--resume")

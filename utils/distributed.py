@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import EXIT_SIGNAL_BASE, EXIT_USER_ERROR, InputError, Stopped, one_line
+from utils.openmp import PARENT_PID
 from utils.options import pick_device
-from utils.signals import StopRequest
+from utils.signals import StopRequest, watch_launcher
 
 LAUNCHER_S = 10  # seconds in which torchrun passes on a signal that the processes may have got themselves
 
@@ -57,6 +58,8 @@ class Ranks:
 
     def __enter__(self) -> "Ranks":
         if self.size > 1:
+            if dist.is_torchelastic_launched():
+                watch_launcher(PARENT_PID)
             try:
                 dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
             except (RuntimeError, ValueError) as error:

@@ -1,6 +1,9 @@
 """How a script ends: a user's mistake is one line, a bug keeps its traceback."""
 
+import contextlib
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -38,23 +41,41 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     InputError, and OSError (no such file, no permission, disk full), become one line on stderr. Anything else is
     a bug and keeps its traceback.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        sys.exit(_exit_code(main))
+    # Threads of PyTorch's process group may still want to free a tensor, and abort when the interpreter has ended
+    try:
+        code = _exit_code(main)
+    except SystemExit as leaving:
+        code = leaving.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def _exit_code(main: Callable[[], None]) -> int:
+    """Run main(), and print why it ended early."""
     name = Path(sys.argv[0]).name
     try:
         main()
     except InputError as error:
-        _leave(f"{name}: error: {one_line(error)}", EXIT_USER_ERROR)
+        return _tell(f"{name}: error: {one_line(error)}", EXIT_USER_ERROR)
     except Stopped as stop:
-        _leave(f"{name}: {one_line(stop)}", EXIT_SIGNAL_BASE + stop.signum)
+        return _tell(f"{name}: {one_line(stop)}", EXIT_SIGNAL_BASE + stop.signum)
     except KeyboardInterrupt:
-        _leave(f"{name}: interrupted", EXIT_SIGNAL_BASE + 2)
+        return _tell(f"{name}: interrupted", EXIT_SIGNAL_BASE + 2)
     except OSError as error:
         if error.errno is None:  # not the system's word but a library's: keep its traceback
             raise
         about = f": {error.filename}" if error.filename else ""
-        _leave(f"{name}: error: {one_line(error.strerror)}{about}", EXIT_USER_ERROR)
-    sys.exit(0)
+        return _tell(f"{name}: error: {one_line(error.strerror)}{about}", EXIT_USER_ERROR)
+    return 0
 
 
-def _leave(line: str, code: int) -> NoReturn:
+def _tell(line: str, code: int) -> int:
     print(line, file=sys.stderr)
-    sys.exit(code)
+    return code

@@ -8,3 +8,5 @@ training was seen to take ten to thirty times as long beside another busy proces
 import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read once, when the library is loaded
+
+PARENT_PID = os.getppid()  # of the launcher, which may be killed in the seconds that PyTorch's import takes

@@ -12,6 +12,7 @@ from utils.errors import Stopped
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 WORKER_GRACE = 30  # seconds
+LOOK_EVERY = 0.5  # seconds
 
 
 class StopRequest:
@@ -69,6 +70,21 @@ def start_worker(*_: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))  # SIGALRM, not handled, ends the process
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def watch_launcher(pid: int) -> None:
+    """Send this process SIGTERM, which saves its work, when its parent is gone: a launcher that was killed.
+
+    Args:
+        pid: the parent's, read as early as possible.
+    """
+
+    def watch() -> None:
+        while os.getppid() == pid:
+            time.sleep(LOOK_EVERY)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _leave_with_parent() -> None:

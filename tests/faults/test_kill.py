@@ -135,7 +135,8 @@ def start_late(worker):
 
 datasets.start_worker = start_late
 dataset = datasets.LibriSpeech(sys.argv[1])
-next(datasets.batches(datasets.make_loader(dataset, [[0]], 1)))
+with datasets.BatchReader(1) as reader:
+    next(reader.batches(dataset, [[0]]))
 """
 
 
