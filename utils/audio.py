@@ -173,7 +173,7 @@ def _kind(entry: os.DirEntry) -> str:
     suffix = Path(entry.name).suffix.lower()
     is_audio = suffix in AUDIO_SUFFIXES
     try:
-        mode = os.stat(entry.path).st_mode
+        mode = Path(entry.path).stat().st_mode
     except OSError as error:
         if entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return "broken link"

@@ -18,6 +18,14 @@ BLOCK_BYTES = 1 << 20
 MAX_XZ_MEMORY_BYTES = 256 << 20  # xz -9 needs 65 MiB; a file that asks for more is not decompressed
 
 
+def exists(path: Path) -> bool:
+    """Whether there is a file or directory; False for what is no name of one, such as a name that is too long."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[None]:
     """Turn an OSError of the block, which reads a file, into an InputError that names the file."""
@@ -93,8 +101,8 @@ def _plain_blocks(file: BinaryIO) -> Iterator[bytes]:
 class ByteReader:
     """A file's (decompressed) bytes from front to back; use as a context.
 
-    A file that is damaged, cut off or unreadable at a place reads as if it ended there, with `damage` saying why: the caller knows which
-    utterance that cuts.
+    A file that is damaged, cut off or unreadable at a place reads as if it ended there, with `damage` saying why: the
+    caller knows which utterance that cuts.
 
     Args:
         path: a file; .xz and .gz are decompressed.

@@ -6,7 +6,6 @@ stands, and an utterance's `load()` reads and checks its frames. Archives are wr
 
 import gzip
 import lzma
-import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from utils.byte_reader import COMPRESSED_SUFFIXES, ByteReader
+from utils.byte_reader import COMPRESSED_SUFFIXES, ByteReader, exists
 from utils.errors import InputError, one_line
 from utils.files import atomic_write, check_utterance_id
 from utils.text_matrix import MAX_UTTERANCE_BYTES
@@ -204,7 +203,7 @@ def _read_scp_entry(entry: bytes, scp: Path, where: str, num_bytes: int) -> Utte
     if not parts or "\0" in name:
         raise InputError(f"{where}: utterance {utterance}: {one_line(repr(name), 120)} is not file:offset[range]")
     ark = Path(parts["path"])
-    if not os.path.exists(ark) and os.path.exists(scp.parent / ark):  # unlike Path.exists, for any name
+    if not exists(ark) and exists(scp.parent / ark):
         ark = scp.parent / ark
     if ark.suffix in COMPRESSED_SUFFIXES:
         return BadUtterance(utterance, where, num_bytes, f"in a compressed file: give {ark} itself as input")

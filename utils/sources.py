@@ -1,7 +1,6 @@
 """Where utterances come from: archives, a tree of audio files, or a prepared directory."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +16,9 @@ from utils.audio import (
     describe_not_read,
     find_audio,
 )
-from utils.byte_reader import open_regular, reading
-from utils.files import atomic_write
+from utils.byte_reader import exists, open_regular, reading
 from utils.errors import InputError
+from utils.files import atomic_write
 from utils.kaldi_io import check_no_command, scan_archive
 from utils.normalization import NORMALIZATION_FILE
 from utils.output_directory import MADE_FROM_FILE
@@ -55,7 +54,7 @@ class AudioSource(NamedTuple):
 
     files: list[AudioUtterance]
     directory: Path
-    not_read: Counter[str] = Counter()
+    not_read: Counter[str] | None = None
     unit = " files"
 
     @classmethod
@@ -173,9 +172,7 @@ def _describe_archive(path: Path) -> dict[str, Any]:
     description = {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
     if path.suffix == ".scp":
         arks = {Path(entry.path) for entry in scan_archive(path) if isinstance(entry, MatrixUtterance)}
-        description["points_to_bytes"] = sum(
-            ark.stat().st_size for ark in arks if os.path.isfile(ark)
-        )  # unlike Path.is_file, for any name
+        description["points_to_bytes"] = sum(ark.stat().st_size for ark in arks if exists(ark) and ark.is_file())
     return description
 
 
@@ -196,7 +193,8 @@ def closing_lines(source: Source, save_dir: Path) -> list[str]:
     """What people should know of the input when a job is done: what was not read, or could not be checked."""
     lines, remarks = [], save_dir / REMARKS_FILE
     if remarks.exists():
-        lines.append(f"{remarks.read_bytes().count(b'\n')} files shorter than their headers, or of no known length: "
+        count = len(remarks.read_bytes().splitlines())
+        lines.append(f"{count} files shorter than their headers, or of no known length: "
                      f"{remarks} lists them")  # fmt: skip
     if isinstance(source, AudioSource):
         if any(file.where.lower().endswith(".mp3") for file in source.files):
