@@ -232,8 +232,6 @@ def waveform_blocks(
         for samples in _mono_blocks(audio, path, channel or 0):
             given += len(samples)
             lowest, highest = min(lowest, samples.min(initial=np.inf)), max(highest, samples.max(initial=-np.inf))
-            if max_seconds and given > max_seconds * SAMPLE_RATE:
-                raise InputError(f"{path}: longer than {max_seconds} seconds: split it into utterances")
             yield samples
     if given < WINDOW_SAMPLES:
         raise InputError(f"{path}: {given} samples, less than a window of {WINDOW_SAMPLES} (25 ms)")
@@ -262,7 +260,7 @@ def _mono_blocks(audio: soundfile.SoundFile, path: str | Path, channel: int) -> 
     while not is_last:
         block = audio.read(at_once, dtype="float32", always_2d=True)  # (samples, channels)
         read, is_last = read + len(block), len(block) < at_once
-        if is_last and read < audio.frames < UNKNOWN_FRAMES:
+        if is_last and read < audio.frames:
             raise InputError(f"{path}: no audio, cut off or damaged: {read} of {audio.frames} samples can be read")
         samples = np.ascontiguousarray(block[:, channel])
         yield samples if resampler is None else resampler.resample_chunk(samples, last=is_last)
@@ -278,9 +276,10 @@ def _check_header(
         raise InputError(f"{path}: {audio.channels} channels; --channel takes one of them (from 0)")
     if channel is not None and channel >= audio.channels:
         raise InputError(f"{path}: no channel {channel}: it has {audio.channels} (the first is 0)")
+    if audio.frames == UNKNOWN_FRAMES:  # which libsndfile cannot read block by block
+        raise InputError(f"{path}: its header does not say how long it is: write it anew (flac -d, then flac)")
     too_long = max_seconds and audio.frames > max_seconds * audio.samplerate
-    too_long = too_long or (max_seconds and audio.frames * audio.channels > MAX_SAMPLES)
-    if too_long and audio.frames < UNKNOWN_FRAMES:
+    if too_long or (max_seconds and audio.frames * audio.channels > MAX_SAMPLES):
         raise InputError(f"{path}: longer than {max_seconds} seconds, or damaged: split it into utterances")
     _check_length(audio, path)
 
@@ -308,7 +307,7 @@ def _promised_frames(audio: soundfile.SoundFile) -> int | None:
         samples = _NIST_SAMPLES.search(os.pread(audio.name, NIST_HEADER_BYTES, 0))  # opened by its descriptor
         return int(samples[1]) if samples else None
     claimed = _CLAIMED.search(audio.extra_info)
-    if audio.frames == UNKNOWN_FRAMES or _NO_LENGTH.search(audio.extra_info):
+    if _NO_LENGTH.search(audio.extra_info):
         return None
     if not claimed:
         return audio.frames
