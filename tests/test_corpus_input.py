@@ -16,8 +16,10 @@ from utils.kaldi_io import scan_archive, write_ark
 from utils.prepared import load_lengths
 
 RATE = 16000
-FORMATS = [("wav", "WAV"), ("wav", "NIST"), ("sph", "NIST"), ("au", "AU"), ("aiff", "AIFF"), ("caf", "CAF"),
-           ("wav", "RF64"), ("wav", "W64"), ("flac", "FLAC"), ("mp3", "MP3"), ("ogg", "OGG"), ("opus", "OGG")]  # fmt: skip
+FORMATS = [
+    ("wav", "WAV"), ("wav", "NIST"), ("sph", "NIST"), ("au", "AU"), ("aiff", "AIFF"), ("caf", "CAF"),
+    ("wav", "RF64"), ("wav", "W64"), ("flac", "FLAC"), ("mp3", "MP3"), ("ogg", "OGG"), ("opus", "OGG"),
+]  # fmt: skip
 
 
 def write(path, seconds=3.0, form=None, seed=0):
@@ -143,7 +145,7 @@ def test_an_utterance_that_cannot_be_read_is_named_or_skipped(tmp_path, target):
     prepare(scp, tmp_path / "out", "--on_error", "skip")
     assert list(load_lengths(tmp_path / "out")) == ["a-1-1"]
     (tmp_path / "mem.blogmel").symlink_to("/proc/self/mem")
-    with pytest.raises(InputError, match="Input/output error"):
+    with pytest.raises(InputError, match=r"mem\.blogmel cannot be read: Input/output error"):
         prepare(tmp_path / "mem.blogmel", tmp_path / "mem")
 
 

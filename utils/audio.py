@@ -288,7 +288,7 @@ def _check_length(audio: soundfile.SoundFile, path: str | Path) -> str | None:
     """What a file lacks of the length that its header promises, or that it promises none; None where it is whole.
 
     Raises:
-        InputError: it lacks more than a second, or an Ogg stream has no end.
+        InputError: it lacks more than a second, or more than half, or an Ogg stream has no end.
     """
     if _NO_END.search(audio.extra_info):
         raise InputError(f"{path}: cut off: the end of its stream is missing")
@@ -296,7 +296,7 @@ def _check_length(audio: soundfile.SoundFile, path: str | Path) -> str | None:
     if promised is None:
         return f"{path}: its header does not say how long it is"
     seconds = (promised - audio.frames) / audio.samplerate
-    if seconds > TOLERATED_SECONDS:
+    if seconds > TOLERATED_SECONDS or promised > 2 * audio.frames:
         raise InputError(f"{path}: cut off: {seconds:.2f} s less than its header promises")
     return f"{path}: shorter than its header: {seconds:.3f} s are missing" if seconds > 0 else None
 

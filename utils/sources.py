@@ -164,7 +164,7 @@ def find_source(
 def _describe_archive(path: Path) -> dict[str, Any]:
     """Name, size and a digest of both ends; of an .scp also what it points to, and its entries are checked."""
     check_no_command(str(path), "input")
-    with open_regular(path) as file:
+    with reading(path), open_regular(path) as file:
         digest = hashlib.sha256(file.read(FINGERPRINT_BYTES))
         size = path.stat().st_size
         file.seek(max(0, size - FINGERPRINT_BYTES))
