@@ -39,7 +39,7 @@ from utils.options import pick_device
 from utils.output_directory import OutputDirectory
 from utils.signals import StopRequest
 from utils.source_options import add_source_options, choose_norm, choose_speakers
-from utils.sources import AudioSource, Source, find_source
+from utils.sources import REMARKS_FILE, AudioSource, Source, closing_lines, find_source
 
 
 def load_pretrained(
@@ -185,7 +185,7 @@ def extract(model: APCModel, source: Source, options: argparse.Namespace, stop: 
         scaling["data_speakers"] = speakers.digest()
     made_from = describe_job(options, model, source, scaling)
     suffix = SUFFIXES[:1] if options.format == "pt" else SUFFIXES[::-1]
-    extra_files = (NORMALIZATION_FILE, ARK, SCP, PARTIAL_ARK)
+    extra_files = (NORMALIZATION_FILE, ARK, SCP, PARTIAL_ARK, REMARKS_FILE)
     with OutputDirectory(options.save_dir, made_from, options.overwrite, extra_files, suffix) as out:
         speed = "was complete before"
         if not out.complete:
@@ -200,6 +200,8 @@ def extract(model: APCModel, source: Source, options: argparse.Namespace, stop: 
                 files.close()
             speed = f"real-time factor {extraction.real_time_factor():.4f}"
         lengths = out.lengths()
+    for line in closing_lines(source, Path(options.save_dir)):
+        print(line)
     frames = sum(lengths.values())
     print(f"{options.save_dir}: features of {len(lengths)} utterances, {frames} frames, {hours(frames):.2f} hours, "
           f"{speed}")  # fmt: skip
@@ -218,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     if Path(options.save_dir).resolve() in [path.resolve() for path in options.data]:
         raise InputError(f"--save_dir is --data, {options.save_dir}: give another directory")
     pick_layers(options.layer, model.num_feats)  # before --save_dir is touched
-    source = find_source(options.data, options.channel, options.resample)
+    source = find_source(options.data, options.channel, options.resample, options.on_error == "skip")
     check_frame_size(source, model)
     with StopRequest("run the same command again to continue") as stop:
         extract(model, source, options, stop)

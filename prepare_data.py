@@ -16,7 +16,7 @@ from utils.log_mel import hours
 from utils.memory import reuse_freed_memory
 from utils.preparing import Options, Summary, prepare
 from utils.source_options import add_source_options, choose_norm, choose_speakers
-from utils.sources import ArchiveSource, AudioSource
+from utils.sources import ArchiveSource, AudioSource, Source, closing_lines
 
 MAX_SEQ_LEN = 1 << 20  # frames: nearly three hours
 
@@ -52,7 +52,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def report(summary: Summary, args: argparse.Namespace) -> None:
+def report(summary: Summary, source: Source, args: argparse.Namespace) -> None:
     """The closing lines."""
     if summary.normalization:
         print(f"normalised: {summary.normalization}")
@@ -60,6 +60,8 @@ def report(summary: Summary, args: argparse.Namespace) -> None:
         print("audio of other sample rates was resampled to 16 kHz (soxr, HQ)")
     if summary.skipped:
         print(f"left out {summary.skipped} utterances: {args.save_dir / 'skipped.txt'} says why")
+    for line in closing_lines(source, args.save_dir):
+        print(line)
     truncated = "was complete before" if summary.truncated is None else f"{summary.truncated} truncated"
     print(
         f"{args.save_dir}: {summary.utterances} utterances, {summary.frames} frames, "
@@ -73,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     reuse_freed_memory()
     norm = choose_norm(args, is_audio=bool(args.librispeech_audio))
     if args.librispeech_audio:
-        source = AudioSource.find(args.librispeech_audio, args.channel, args.resample)
+        source = AudioSource.find(args.librispeech_audio, args.channel, args.resample, args.on_error == "skip")
     else:
         source = ArchiveSource(args.librispeech_from_kaldi)
     options = Options(
@@ -85,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         norm_from=args.norm_from,
         speakers=choose_speakers(args, source, norm),
     )
-    report(prepare(source, args.save_dir, options), args)
+    report(prepare(source, args.save_dir, options), source, args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Reading plain and compressed archives front to back, in bounded memory."""
 
+import contextlib
 import gzip
 import lzma
 import os
@@ -17,28 +18,51 @@ BLOCK_BYTES = 1 << 20
 MAX_XZ_MEMORY_BYTES = 256 << 20  # xz -9 needs 65 MiB; a file that asks for more is not decompressed
 
 
+def exists(path: Path) -> bool:
+    """Whether there is a file or directory; False for what is no name of one, such as a name that is too long."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block, which reads a file, into an InputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{one_line(path, 300)} cannot be read: {error.strerror or error}") from error
+
+
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
-        InputError: it is missing, or a directory, pipe or device (which could block for ever).
+        InputError: it is missing, cannot be read, or is a directory, pipe or device (which could block for ever).
     """
     path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path} is not a file")
-        return path.open("rb")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path} does not exist") from error
+        with reading(path):
+            return _open_regular(path)
     except ValueError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{one_line(repr(str(path)), 120)} is no file name") from error
 
 
+def _open_regular(path: Path) -> BinaryIO:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path} is not a file")
+        return path.open("rb")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path} does not exist") from error
+
+
 def read_span(path: str | Path, offset: int, size: int) -> bytes:
     """Up to `size` bytes of a file from `offset` on; fewer where the file ends."""
-    with open_regular(path) as file:
+    with reading(path), open_regular(path) as file:
         return os.pread(file.fileno(), size, offset)
 
 
@@ -47,10 +71,8 @@ def _xz_blocks(file: BinaryIO) -> Iterator[bytes]:
     decompressor, data = lzma.LZMADecompressor(lzma.FORMAT_XZ, MAX_XZ_MEMORY_BYTES), b""
     while True:
         if decompressor.eof:
-            data = decompressor.unused_data or file.read(BLOCK_BYTES)
-            if not data.strip(b"\0"):  # padding between streams, or the end
-                if not data:
-                    return
+            data = decompressor.unused_data
+            while not (data := data.lstrip(b"\0")):  # padding behind a stream
                 data = file.read(BLOCK_BYTES)
                 if not data:
                     return
@@ -79,8 +101,8 @@ def _plain_blocks(file: BinaryIO) -> Iterator[bytes]:
 class ByteReader:
     """A file's (decompressed) bytes from front to back; use as a context.
 
-    A damaged or cut-off compressed file reads as if it ended there, with `damage` saying why: the caller knows which
-    utterance that cuts.
+    A file that is damaged, cut off or unreadable at a place reads as if it ended there, with `damage` saying why: the
+    caller knows which utterance that cuts.
 
     Args:
         path: a file; .xz and .gz are decompressed.
@@ -88,7 +110,7 @@ class ByteReader:
     Attributes:
         offset: where the next byte stands in the decompressed bytes.
         compressed: whether the file is.
-        damage: what was wrong with the compressed data, or None.
+        damage: what was wrong there, or None.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -186,7 +208,7 @@ class ByteReader:
             self._buffer += next(self._blocks)
         except StopIteration:
             return False
-        except (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError) as error:
+        except (lzma.LZMAError, zlib.error, OSError, EOFError) as error:
             self.damage = one_line(error, 200)
             return False
         return True

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +13,16 @@ EXIT_SIGNAL_BASE = 128  # a process that ends by signal n exits with 128 + n: wh
 
 
 class InputError(ValueError):
-    """Something the user can mend: a bad file, option or size. Its text is one line that says what to do."""
+    """Something the user can mend: a bad file, option or size. Its text is one line that says what to do.
+
+    Args:
+        message: the line.
+        details: lines to print before it, such as every clash where the message names the first.
+    """
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class Stopped(Exception):
@@ -63,6 +72,8 @@ def _exit_code(main: Callable[[], None]) -> int:
     try:
         main()
     except InputError as error:
+        for line in error.details:
+            print(one_line(line, 1000), file=sys.stderr)
         return _tell(f"{name}: error: {one_line(error)}", EXIT_USER_ERROR)
     except Stopped as stop:
         return _tell(f"{name}: {one_line(stop)}", EXIT_SIGNAL_BASE + stop.signum)

@@ -26,7 +26,7 @@ from utils.errors import InputError, one_line
 from utils.files import (
     LOCK_FILE,
     atomic_write,
-    check_utterance_id,
+    check_name,
     lock_directory,
     naming_file,
     read_json,
@@ -66,7 +66,7 @@ class Experiment:
         overwrite: bool = False,
         may_change: frozenset[str] = frozenset(),
     ) -> None:
-        self.name = check_utterance_id(name, "--experiment_name", "name")
+        self.name = check_name(name, "--experiment_name", "name")
         self.path = Path(store_path) / f"{name}.dir"
         self.config_path = self.path / "config.json"
         self._config, self._resume, self._overwrite, self._may_change = config, resume, overwrite, may_change

@@ -25,7 +25,7 @@ from utils.parallel import ordered_map
 from utils.rnn.layer import State
 from utils.rnn.packing import Packing
 from utils.signals import StopRequest
-from utils.sources import Source
+from utils.sources import REMARKS_FILE, Source, save_remarks
 from utils.utterances import BadUtterance
 
 POOL_BATCHES = 8
@@ -63,6 +63,7 @@ class Loaded(NamedTuple):
     frames: np.ndarray | None = None
     length: int = 0
     error: str | None = None
+    remark: str | None = None
 
 
 class Member(NamedTuple):
@@ -141,6 +142,7 @@ class Extraction:
             first = f": {one_line(self._skipped[0], 200)}" if self._skipped else ""
             raise InputError(f"no utterance to extract features of{first}")
         self.files.finish(list(done))
+        save_remarks(self.out.path / REMARKS_FILE, self.out.done, list(done))
         self.out.finish(done, self._skipped)
 
     def real_time_factor(self) -> float:
@@ -159,8 +161,8 @@ class Extraction:
                     facts = self.out.done[utterance.utterance]
                     loaded = Loaded(None, facts["length"])
                     in_memory += 0 if facts["is_long"] else loaded.length
-                if error := loaded.error or self.files.unfit(utterance.utterance):
-                    self._skip(utterance, error)
+                if loaded.error:
+                    self._skip(utterance, loaded.error)
                     continue
                 order.append(utterance.utterance)
                 pool.append(Member(utterance, loaded))
@@ -202,7 +204,8 @@ class Extraction:
             return
         place = self.files.save(utterance, spool)
         is_long = member.loaded.frames is None
-        self.out.record(utterance, frames=spool.frames, length=member.loaded.length, is_long=is_long, **place)
+        facts = place | {"length": member.loaded.length, "is_long": is_long, "remark": member.loaded.remark}
+        self.out.record(utterance, frames=spool.frames, **facts)
 
     @torch.no_grad()
     def _features(self, batch: list[Member]) -> Iterator[tuple[int, np.ndarray]]:
@@ -271,13 +274,14 @@ def _load_unless_done(job: tuple[NormalizedUtterance, bool]) -> Loaded:
     if is_done:
         return Loaded()
     length = utterance.long_frames()
-    if length is not None:
-        return Loaded(None, length)
+    frames = None
     try:
-        frames = utterance.load()
+        if length is None:
+            frames = utterance.load()
+            length = len(frames)
+        return Loaded(frames, length, remark=utterance.remark())
     except InputError as error:
         return Loaded(error=str(error))
-    return Loaded(frames, len(frames))
 
 
 def _blocks_of(member: Member) -> Iterator[np.ndarray]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from utils.files import atomic_write, naming_file
-from utils.kaldi_io import append_matrix, check_scp_can_name, unfit_for_archive, write_scp
+from utils.kaldi_io import append_matrix, check_scp_can_name, write_scp
 from utils.output_directory import OutputDirectory
 from utils.prepared import TENSOR_SUFFIX
 
@@ -132,10 +132,6 @@ class FilesByUtterance:
         """A place for an utterance's features while they are computed."""
         return Spool(self._out.path, num_layers, size, self._dtype)
 
-    def unfit(self, _utterance: str) -> str | None:
-        """Why an utterance of this id cannot be written, or None where it can."""
-        return None
-
     def arrange(self, features: np.ndarray) -> np.ndarray:
         """Features (layers, frames, size) as the spool takes them."""
         return features
@@ -194,10 +190,6 @@ class KaldiArchive:
     def spool(self, num_layers: int, size: int) -> Spool:
         """A place for an utterance's features while they are computed."""
         return Spool(self._out.path, 1, num_layers * size, np.float32)
-
-    def unfit(self, utterance: str) -> str | None:
-        """Why an utterance of this id cannot be written, or None where it can."""
-        return unfit_for_archive(utterance)
 
     def arrange(self, features: np.ndarray) -> np.ndarray:
         """Features (layers, frames, size) as the spool takes them: (1, frames, layers * size)."""

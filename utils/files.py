@@ -129,23 +129,35 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def check_utterance_id(utterance: str, where: str, what: str = "utterance id") -> str:
-    """An utterance id that is safe as a file name, or an InputError that says where it stands.
+def check_utterance_id(utterance: str, where: str) -> str:
+    """An utterance id that is safe as a file name and in an archive, or an InputError that says where it stands.
 
     Args:
         utterance: the id.
         where: file and line, for the error.
+    """
+    if " " in utterance:  # other white space cannot be printed
+        raise InputError(f"{where}: refused: the utterance id {one_line(repr(utterance), 80)} holds a space")
+    return check_name(utterance, where, "utterance id")
+
+
+def check_name(name: str, where: str, what: str) -> str:
+    """A name that is safe as a file name, or an InputError.
+
+    Args:
+        name: the name.
+        where: file and line, or option, for the error.
         what: what the name is of, for the error.
     """
     reason = None
-    if not utterance or utterance.startswith("."):
+    if not name or name.startswith("."):
         reason = "is empty or starts with a dot"
-    elif any(c in utterance for c in "/\\\0") or ".." in utterance:
+    elif any(c in name for c in "/\\\0") or ".." in name:
         reason = "holds a path separator, '..' or a NUL"
-    elif not utterance.isprintable():
+    elif not name.isprintable():
         reason = "holds a character that cannot be printed"
-    elif len(utterance.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+    elif len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         reason = f"is longer than {MAX_NAME_BYTES} bytes"
     if reason:
-        raise InputError(f"{where}: refused: the {what} {one_line(repr(utterance), 80)} {reason}")
-    return utterance
+        raise InputError(f"{where}: refused: the {what} {one_line(repr(name), 80)} {reason}")
+    return name

@@ -47,6 +47,10 @@ class NormalizedUtterance(NamedTuple):
         """About how many frames it has, if they should be read piece by piece; else None."""
         return self.source.long_frames() if hasattr(self.source, "long_frames") else None
 
+    def remark(self) -> str | None:
+        """What people should know of it though it is read: that it is shorter than its header promises."""
+        return self.source.remark()
+
     def load(self) -> np.ndarray:
         """All frames, (frames, mel_dim) float32. Raises InputError, naming the utterance."""
         frames = self.source.load()

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from utils.byte_reader import COMPRESSED_SUFFIXES, ByteReader
+from utils.byte_reader import COMPRESSED_SUFFIXES, ByteReader, exists
 from utils.errors import InputError, one_line
 from utils.files import atomic_write, check_utterance_id
 from utils.text_matrix import MAX_UTTERANCE_BYTES
@@ -80,7 +80,7 @@ def _cut_off(reader: ByteReader, name: str, where: str) -> BadUtterance:
 
 
 def _damaged_end(reader: ByteReader, path: Path, where: str) -> Iterator[BadUtterance]:
-    """A compressed archive that breaks off between two utterances has lost those that follow."""
+    """A file that breaks off between two utterances has lost those that follow."""
     if reader.damage:
         yield BadUtterance(f"(the end of {path.name})", where, reader.progress(), f"missing: {reader.damage}")
 
@@ -96,18 +96,20 @@ def _scan_blogmel(path: Path) -> Iterator[Utterance]:
                     raise InputError(f"{where}: no utterance id: is this a .blogmel file?")
                 yield _cut_off(reader, f"(the end of {path.name})", where)
                 return
-            if not raw_id.strip() and not reader.peek(1):
-                break
+            rest = reader.peek(MAX_ID_BYTES + 1)
+            if not raw_id.strip() and not rest.strip() and len(rest) <= MAX_ID_BYTES:
+                break  # blank lines at the end
             if raw_id.endswith(b"\r"):
                 raise InputError(f"{where}: lines end as on Windows; convert the file with dos2unix")
-            utterance = _read_id(raw_id, where)
+            is_id = b" " not in raw_id
+            utterance = _read_id(raw_id, where) if is_id else one_line(raw_id.decode(errors="replace"), 80)
             offset = reader.offset
             found = reader.take_lines_until(b".", MAX_UTTERANCE_BYTES)
             if found is None:
                 yield _cut_off(reader, utterance, where)
                 return
             text, lines = found
-            if len(utterance.split()) > 1:
+            if not is_id:
                 yield BadUtterance(
                     utterance, where, reader.progress(), "its id holds a space: perhaps a frame without an id above it"
                 )
@@ -186,6 +188,7 @@ def _scan_scp(path: Path) -> Iterator[Utterance]:
                     raise InputError(f"{where}: the line is too long: is this an .scp file?")
             if entry.strip():
                 yield _read_scp_entry(entry, path, where, reader.progress())
+        yield from _damaged_end(reader, path, f"{path}:{line}")
 
 
 def _read_scp_entry(entry: bytes, scp: Path, where: str, num_bytes: int) -> Utterance:
@@ -200,8 +203,8 @@ def _read_scp_entry(entry: bytes, scp: Path, where: str, num_bytes: int) -> Utte
     if not parts or "\0" in name:
         raise InputError(f"{where}: utterance {utterance}: {one_line(repr(name), 120)} is not file:offset[range]")
     ark = Path(parts["path"])
-    if not ark.exists() and not ark.is_absolute():
-        ark = scp.parent / ark if (scp.parent / ark).exists() else ark
+    if not exists(ark) and exists(scp.parent / ark):
+        ark = scp.parent / ark
     if ark.suffix in COMPRESSED_SUFFIXES:
         return BadUtterance(utterance, where, num_bytes, f"in a compressed file: give {ark} itself as input")
     offset = int(parts["offset"] or 0)
@@ -223,22 +226,10 @@ def write_blogmel(path: str | Path, features: Features, decimals: int | None = N
     with atomic_write(path) as file, _compressor(file, path.suffix) as stream:
         for utterance, frames in features:
             count += 1
-            _check_exportable(utterance)
+            check_utterance_id(utterance, str(path))
             rows = "\n".join(_format_rows(frames, decimals))
             stream.write(f"{utterance}\n{rows}\n.\n".encode())
     return count
-
-
-def unfit_for_archive(utterance: str) -> str | None:
-    """Why an archive cannot hold an utterance of this id, or None where it can."""
-    if len(utterance.split()) == 1:
-        return None
-    return f"utterance {one_line(repr(utterance), 80)}: an archive cannot hold an id with a space"
-
-
-def _check_exportable(utterance: str) -> None:
-    if unfit := unfit_for_archive(utterance):
-        raise InputError(unfit)
 
 
 def _compressor(file: BinaryIO, suffix: str) -> BinaryIO:
@@ -306,7 +297,7 @@ def append_matrix(
         span: None for float32; else their lowest and highest number, and 16 bits a number are stored, in equal steps
             between these (Kaldi's CM2).
     """
-    _check_exportable(utterance)
+    check_utterance_id(utterance, "archive")
     file.write(f"{utterance} ".encode())
     offset = file.tell()
     if span is None:

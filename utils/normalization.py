@@ -223,6 +223,8 @@ class Speakers:
                 for utterance in utterances:
                     if speakers.setdefault(utterance, speaker) != speaker:
                         raise InputError(f"{path}:{number}: utterance {one_line(utterance, 80)} has two speakers")
+            if reader.damage:
+                raise InputError(f"{path}:{number}: the rest cannot be read: {reader.damage}")
         return cls(BY_MAP, speakers, str(path))
 
     def of(self, utterance: str, folder: str | None = None) -> str:

@@ -25,6 +25,7 @@ class Outcome(NamedTuple):
     truncated: bool = False
     sums: np.ndarray | None = None
     error: str | None = None
+    remark: str | None = None
 
 
 class RawUtterance(NamedTuple):
@@ -40,6 +41,10 @@ class RawUtterance(NamedTuple):
         """(frames, mel_dim) float32; at least one frame more than is kept, if there are more."""
         raw = read_raw(raw_path(self.folder, self.utterance))
         return self.source.load() if raw is None else raw[1]
+
+    def remark(self) -> str | None:
+        """What people should know of it."""
+        return self.source.remark()
 
     def remove(self) -> None:
         """Remove the raw frames."""
@@ -62,7 +67,7 @@ class ToTensors(NamedTuple):
         padded = torch.zeros(self.max_seq_len, mel_dim)
         padded[:length] = torch.from_numpy(frames[:length])
         save_tensor(self.directory / f"{utterance.utterance}{TENSOR_SUFFIX}", padded)
-        return Outcome(length, mel_dim, len(frames) > self.max_seq_len)
+        return Outcome(length, mel_dim, len(frames) > self.max_seq_len, remark=utterance.remark())
 
 
 class ToRawFrames(NamedTuple):
@@ -94,7 +99,7 @@ def raw_path(folder: Path, utterance: str) -> Path:
 
 def read_raw(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """The sums and raw frames that a first pass left; None where it did not, or they are damaged."""
-    with contextlib.suppress(FileNotFoundError, ValueError, EOFError), path.open("rb") as file:
+    with contextlib.suppress(OSError, ValueError, EOFError), path.open("rb") as file:
         sums, frames = np.load(file, allow_pickle=False), np.load(file, allow_pickle=False)
         if frames.dtype == np.float32 and sums.shape == (2, frames.shape[1] + 1):
             return sums, frames

@@ -22,7 +22,7 @@ from utils.output_directory import SKIPPED_FILE, OutputDirectory
 from utils.parallel import ordered_map
 from utils.prepare_steps import Outcome, RawUtterance, ToRawFrames, ToTensors
 from utils.signals import StopRequest
-from utils.sources import Source
+from utils.sources import REMARKS_FILE, Source, save_remarks
 from utils.utterances import BadUtterance
 
 RAW_FOLDER = ".raw"
@@ -78,7 +78,7 @@ def prepare(source: Source, save_dir: str | Path, options: Options) -> Summary:
     }
     if _needs_speakers(options, normalizer):
         made_from["speakers"] = options.speakers.digest()
-    extra_files = (NORMALIZATION_FILE, RAW_FOLDER)
+    extra_files = (NORMALIZATION_FILE, RAW_FOLDER, REMARKS_FILE)
     with (
         StopRequest("run the same command again to continue") as stop,
         OutputDirectory(save_dir, made_from, options.overwrite, extra_files) as out,
@@ -126,6 +126,7 @@ class _Job:
         if not lengths:
             skipped = f": all {len(self.skipped)} were left out, the first: {self.skipped[0]}" if self.skipped else ""
             raise InputError(f"no utterance to prepare in the input{skipped}")
+        save_remarks(out.path / REMARKS_FILE, out.done, list(lengths))
         out.finish(lengths, self.skipped)
 
     def _gather_statistics(self, raw_folder: Path) -> None:
@@ -151,7 +152,11 @@ class _Job:
 
     def _record(self, utterance: NormalizedUtterance, outcome: Outcome) -> None:
         self.out.record(
-            utterance.utterance, frames=outcome.frames, mel_dim=outcome.mel_dim, truncated=outcome.truncated
+            utterance.utterance,
+            frames=outcome.frames,
+            mel_dim=outcome.mel_dim,
+            truncated=outcome.truncated,
+            remark=outcome.remark,
         )
         if isinstance(utterance.source, RawUtterance):
             utterance.source.remove()

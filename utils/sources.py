@@ -1,21 +1,31 @@
 """Where utterances come from: archives, a tree of audio files, or a prepared directory."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.audio import AUDIO_SUFFIXES, AudioUtterance, find_audio
-from utils.byte_reader import open_regular
+from utils.audio import (
+    AUDIO_SUFFIXES,
+    CONVERT,
+    CONVERTIBLE_SUFFIXES,
+    AudioUtterance,
+    describe_not_read,
+    find_audio,
+)
+from utils.byte_reader import exists, open_regular, reading
 from utils.errors import InputError
+from utils.files import atomic_write
 from utils.kaldi_io import check_no_command, scan_archive
 from utils.normalization import NORMALIZATION_FILE
 from utils.output_directory import MADE_FROM_FILE
 from utils.prepared import LENGTHS_FILE, TENSOR_SUFFIX, list_utterances, load_utterance, read_bytes
 from utils.utterances import BadUtterance, MatrixUtterance, Utterance
 
+REMARKS_FILE = "shorter.txt"  # a line for each audio file that is shorter than its header promises
 FINGERPRINT_BYTES = 1 << 20  # at each end of a file
 
 
@@ -44,12 +54,16 @@ class AudioSource(NamedTuple):
 
     files: list[AudioUtterance]
     directory: Path
+    not_read: Counter[str] | None = None
     unit = " files"
 
     @classmethod
-    def find(cls, directory: Path, channel: int | None = None, resample: bool = False) -> "AudioSource":
+    def find(
+        cls, directory: Path, channel: int | None = None, resample: bool = False, skip_errors: bool = False
+    ) -> "AudioSource":
         """Look for the files. Raises InputError where there are none, or two of one name."""
-        return cls(find_audio(directory, channel, resample), directory)
+        files, not_read = find_audio(directory, channel, resample, skip_errors)
+        return cls(files, directory, not_read)
 
     def utterances(self) -> Iterator[AudioUtterance]:
         """Every utterance, in order."""
@@ -60,11 +74,11 @@ class AudioSource(NamedTuple):
         return len(self.files)
 
     def describe(self) -> dict[str, Any]:
-        """What tells this tree from others, without reading it: names and sizes."""
+        """What tells this tree from others, without reading it: names, sizes and times."""
         digest = hashlib.sha256()
         for file in self.files:
             name = Path(file.where).relative_to(self.directory)
-            digest.update(f"{name}\t{file.num_bytes}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{name}\t{file.num_bytes}\t{file.mtime_ns}\n".encode("utf-8", "surrogateescape"))
         first = self.files[0]
         tree = {"files": len(self.files), "sha256": digest.hexdigest()}
         return {"audio": tree, "channel": first.channel, "resample": first.resample}
@@ -80,7 +94,11 @@ class PreparedUtterance(NamedTuple):
 
     def load(self) -> np.ndarray:
         """(frames, mel_dim) float32, the true frames. Raises InputError where the file is damaged or too short."""
-        return load_utterance(self.where, self.length)[: self.length].numpy()
+        with reading(self.where):
+            return load_utterance(self.where, self.length)[: self.length].numpy()
+
+    def remark(self) -> None:
+        """Nothing: a tensor is whole, or bad."""
 
 
 class PreparedSource(NamedTuple):
@@ -117,7 +135,9 @@ class PreparedSource(NamedTuple):
         return {"prepared": {"utterances": len(self.lengths), "sha256": digest.hexdigest()}}
 
 
-def find_source(paths: list[Path], channel: int | None = None, resample: bool = False) -> "Source":
+def find_source(
+    paths: list[Path], channel: int | None = None, resample: bool = False, skip_errors: bool = False
+) -> "Source":
     """The source that paths name: a prepared directory (it has a lengths.pkl), a directory of audio, or archives.
 
     Raises:
@@ -128,6 +148,8 @@ def find_source(paths: list[Path], channel: int | None = None, resample: bool = 
             raise InputError(f"{path} does not exist")
         if path.is_file() and path.suffix.lower() in AUDIO_SUFFIXES:
             raise InputError(f"{path} is an audio file: give the directory that holds it")
+        if path.is_file() and path.suffix.lower() in CONVERTIBLE_SUFFIXES:
+            raise InputError(f"{path} cannot be read: convert it ({CONVERT}), and give the directory that holds it")
     if not any(path.is_dir() for path in paths):
         return ArchiveSource(paths)
     if len(paths) > 1:
@@ -136,13 +158,13 @@ def find_source(paths: list[Path], channel: int | None = None, resample: bool = 
         return PreparedSource.find(paths[0])
     if (paths[0] / MADE_FROM_FILE).exists():
         raise InputError(f"{paths[0]} has no {LENGTHS_FILE}: prepare_data.py was not done with it")
-    return AudioSource.find(paths[0], channel, resample)
+    return AudioSource.find(paths[0], channel, resample, skip_errors)
 
 
 def _describe_archive(path: Path) -> dict[str, Any]:
     """Name, size and a digest of both ends; of an .scp also what it points to, and its entries are checked."""
     check_no_command(str(path), "input")
-    with open_regular(path) as file:
+    with reading(path), open_regular(path) as file:
         digest = hashlib.sha256(file.read(FINGERPRINT_BYTES))
         size = path.stat().st_size
         file.seek(max(0, size - FINGERPRINT_BYTES))
@@ -150,11 +172,36 @@ def _describe_archive(path: Path) -> dict[str, Any]:
     description = {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
     if path.suffix == ".scp":
         arks = {Path(entry.path) for entry in scan_archive(path) if isinstance(entry, MatrixUtterance)}
-        description["points_to_bytes"] = sum(ark.stat().st_size for ark in arks if ark.is_file())
+        description["points_to_bytes"] = sum(ark.stat().st_size for ark in arks if exists(ark) and ark.is_file())
     return description
 
 
 Source = ArchiveSource | AudioSource | PreparedSource
+
+
+def save_remarks(path: Path, done: dict[str, dict[str, Any]], order: list[str]) -> None:
+    """Write what was remarked on utterances, a line each, or remove the file where nothing was."""
+    lines = [f"{utterance}\t{remark}\n" for utterance in order if (remark := done[utterance].get("remark"))]
+    if lines:
+        with atomic_write(path) as file:
+            file.write("".join(lines).encode("utf-8", "surrogateescape"))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def closing_lines(source: Source, save_dir: Path) -> list[str]:
+    """What people should know of the input when a job is done: what was not read, or could not be checked."""
+    lines, remarks = [], save_dir / REMARKS_FILE
+    if remarks.exists():
+        count = len(remarks.read_bytes().splitlines())
+        lines.append(f"{count} files shorter than their headers, or of no known length: "
+                     f"{remarks} lists them")  # fmt: skip
+    if isinstance(source, AudioSource):
+        if any(file.where.lower().endswith(".mp3") for file in source.files):
+            lines.append("an .mp3 may promise no length: whether one is cut off cannot always be told")
+        if source.not_read:
+            lines.append(describe_not_read(source.not_read))
+    return lines
 
 
 def unique_utterances(source: Source) -> Iterator[Any]:

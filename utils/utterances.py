@@ -45,6 +45,9 @@ class BadUtterance(NamedTuple):
         """Raises InputError, always."""
         raise InputError(f"{self.where}: utterance {one_line(self.utterance, 80)}: {self.reason}")
 
+    def remark(self) -> None:
+        """Nothing: loading it says what is wrong."""
+
 
 class TextUtterance(NamedTuple):
     """Rows of numbers in a text archive. `data` holds them where the archive is compressed."""
@@ -60,8 +63,14 @@ class TextUtterance(NamedTuple):
 
     def load(self) -> np.ndarray:
         """(frames, mel_dim) float32. Raises InputError where the text is not that."""
-        text = read_span(self.path, self.offset, self.size) if self.data is None else self.data
+        try:
+            text = read_span(self.path, self.offset, self.size) if self.data is None else self.data
+        except InputError as error:
+            raise InputError(f"{self.where}: utterance {self.utterance}: {error}") from error
         return parse_rows(text, self.path, self.first_line, self.utterance)
+
+    def remark(self) -> None:
+        """Nothing: a matrix is whole, or bad."""
 
 
 class MatrixUtterance(NamedTuple):
@@ -92,6 +101,9 @@ class MatrixUtterance(NamedTuple):
             row, column = np.argwhere(~finite)[0]
             raise InputError(f"{where}: frame {row + 1}, number {column + 1} is NaN, infinite or too large")
         return frames
+
+    def remark(self) -> None:
+        """Nothing: a matrix is whole, or bad."""
 
     def _read(self) -> np.ndarray:
         head = read_span(self.path, self.offset, MATRIX_HEADER_BYTES) if self.data is None else self.data

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.byte_reader import reading
 from utils.errors import InputError, one_line
 from utils.log_mel import SHIFT_MS, WINDOW_MS
 
@@ -20,6 +21,8 @@ CTM_FIELDS = (5, 6)  # utterance channel start duration phone [confidence]
 FRAMES_TOLERANCE = 3  # by which a line of frame labels may miss the frames: tools differ at the edges
 MAX_SECONDS = 1 << 20
 EDGE_SECONDS = (WINDOW_MS - SHIFT_MS) / 2 / 1000  # from a frame's beginning to the 10 ms around its middle
+
+Segment = tuple[float, float, str]  # start and end in seconds, phone
 
 
 class Alignment(NamedTuple):
@@ -92,7 +95,7 @@ def frame_centres(frames: int) -> np.ndarray:
 def read_labels(path: str | Path, late_ms: float = 0.0) -> PhoneLabels:
     """Read phone labels: a CTM where the file's name ends in .ctm, else `utterance label label ...` at 100 Hz a line.
 
-    Where two lines of a CTM overlap, the one that starts later holds.
+    Where two lines of a CTM overlap, the one that starts later holds; where it ends, the other one goes on.
 
     Args:
         path: the file.
@@ -106,7 +109,7 @@ def read_labels(path: str | Path, late_ms: float = 0.0) -> PhoneLabels:
     if not path.is_file():
         raise InputError(f"{path} does not exist, or is no file")
     is_ctm = path.suffix == ".ctm"
-    spoken: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    spoken: dict[str, list[Segment]] = defaultdict(list)
     num_labels: dict[str, int] = {}
     for number, line in enumerate(_lines(path), 1):
         fields = line.split()
@@ -130,11 +133,11 @@ def read_labels(path: str | Path, late_ms: float = 0.0) -> PhoneLabels:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with reading(path), path.open(encoding="utf-8", errors="replace") as file:
         yield from file
 
 
-def _ctm_segment(fields: list[str], where: str) -> tuple[float, float, str]:
+def _ctm_segment(fields: list[str], where: str) -> Segment:
     """(start, end, phone) of a line of a CTM."""
     try:
         start, duration = (float(field) for field in fields[2:4])
@@ -145,7 +148,7 @@ def _ctm_segment(fields: list[str], where: str) -> tuple[float, float, str]:
     return start, start + duration, fields[4]
 
 
-def _runs(labels: Iterable[str]) -> Iterator[tuple[float, float, str]]:
+def _runs(labels: Iterable[str]) -> Iterator[Segment]:
     """(start, end, label) of each run of equal labels, so that a frame's middle falls into its own."""
     end = 0  # frames
     for label, run in groupby(labels):
@@ -153,6 +156,24 @@ def _runs(labels: Iterable[str]) -> Iterator[tuple[float, float, str]]:
         yield first * SHIFT_MS / 1000 + EDGE_SECONDS, end * SHIFT_MS / 1000 + EDGE_SECONDS, label
 
 
-def _alignment(segments: list[tuple[float, float, str]], index: dict[str, int], num_labels: int | None) -> Alignment:
-    starts, ends, phones = zip(*sorted(segments), strict=True)
+def _without_overlaps(segments: list[Segment]) -> list[Segment]:
+    """Sorted segments, cut so that of those that overlap, the one that starts later holds until it ends."""
+    pieces: list[Segment] = []
+    running: list[Segment] = []  # those that have started; the last one holds
+    now = 0.0
+    for segment in [*segments, (np.inf, np.inf, "")]:
+        while running and now < segment[0]:
+            _, end, phone = running[-1]
+            if end <= now:
+                running.pop()
+                continue
+            pieces.append((now, min(end, segment[0]), phone))
+            now = pieces[-1][1]
+        now = segment[0]
+        running.append(segment)
+    return pieces or segments[:1]  # all of no duration: one of them, which covers nothing
+
+
+def _alignment(segments: list[Segment], index: dict[str, int], num_labels: int | None) -> Alignment:
+    starts, ends, phones = zip(*_without_overlaps(sorted(segments)), strict=True)
     return Alignment(np.array(starts), np.array(ends), np.array([index[phone] for phone in phones]), num_labels)
