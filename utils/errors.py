@@ -1,5 +1,6 @@
 """How a script ends: a user's mistake is one line, a bug keeps its traceback."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_SIGNAL_BASE = 128  # a process that ends by signal n exits with 128 + n: what shells and schedulers expect
+OUT_OF_MEMORY = re.compile("(can't allocate|not enough|out of) memory")  # what PyTorch's allocators say
 
 
 class InputError(ValueError):
@@ -35,8 +37,8 @@ def one_line(text: object, limit: int = 400) -> str:
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main() and exit: 0 done, 2 a user's mistake, 128 + n stopped by signal n.
 
-    InputError, and OSError (no such file, no permission, disk full), become one line on stderr. Anything else is
-    a bug and keeps its traceback.
+    InputError, OSError (no such file, no permission, disk full) and too little memory become one line on stderr.
+    Anything else is a bug and keeps its traceback.
     """
     name = Path(sys.argv[0]).name
     try:
@@ -52,6 +54,11 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             raise
         about = f": {error.filename}" if error.filename else ""
         _leave(f"{name}: error: {one_line(error.strerror)}{about}", EXIT_USER_ERROR)
+    except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        _leave(f"{name}: error: too little memory: choose smaller sizes or batches ({one_line(error, 200)})",
+               EXIT_USER_ERROR)  # fmt: skip
     sys.exit(0)
 
 
