@@ -29,7 +29,7 @@ TENSOR_SUFFIX = ".pt"
 MAX_FILE_BYTES = 2 << 30  # larger than any utterance or APC checkpoint
 MAX_LENGTHS_BYTES = 128 << 20  # of lengths.pkl: four million utterances
 MAX_FRAMES = MAX_FILE_BYTES // 4  # of an utterance: each has one number or more
-MAX_OPCODES = 1 << 21  # of a pickle: a state dict has about 20 a tensor
+MAX_OPCODES = 1 << 19  # of a pickle: a state dict has about 20 a tensor
 MAX_NESTING = 200  # of containers
 ZIP_DIRECTORY = 0x10  # an attribute for which PyTorch's reader reads nothing, and hands out memory as it finds it
 ZIP_MAGIC = b"PK\x03\x04"
@@ -182,9 +182,8 @@ def _check_values(path: Path, loaded: Any, num_bytes: int) -> None:
             tensor_bytes += value.nbytes
             if max(value.untyped_storage().nbytes(), tensor_bytes) > num_bytes:
                 raise InputError(f"{path} is damaged: a tensor in it is larger than the file, or tensors overlap")
-        elif isinstance(value, (Mapping, list, tuple)):
-            parts = value.values() if isinstance(value, Mapping) else value
-            waiting.extend((part, depth + 1) for part in parts)
+        elif isinstance(value, (dict, list, tuple)):
+            waiting += [(part, depth + 1) for part in (value.values() if isinstance(value, dict) else value)]
 
 
 def save_tensor(path: Path, frames: torch.Tensor) -> None:
@@ -241,9 +240,7 @@ def load_lengths(directory: str | Path) -> dict[str, int]:
     """
     path = Path(directory) / LENGTHS_FILE
     if not path.is_file():
-        raise InputError(
-            f"{directory} has no {LENGTHS_FILE}: not a prepared directory, or prepare_data.py was not done"
-        )
+        raise InputError(f"{directory} has no {LENGTHS_FILE}: not a prepared directory, or preparing it was not done")
     content = read_bytes(path, MAX_LENGTHS_BYTES)
     try:
         names, frames = _read_dict(content)
