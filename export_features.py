@@ -17,6 +17,7 @@ from utils.kaldi_io import write_ark, write_blogmel
 from utils.prepared import TENSOR_SUFFIX, load_lengths, load_utterance
 
 BLOGMEL_SUFFIXES = (".blogmel", ".blogmel.xz", ".blogmel.gz")
+MAX_DECIMALS = 149  # of a float32: the smallest is 2 ** -149
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -31,8 +32,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.save.name.startswith(".") or not args.save.name.endswith((*BLOGMEL_SUFFIXES, ".ark")):
         parser.error(f"--save must be a name that ends in .ark or one of {', '.join(BLOGMEL_SUFFIXES)}")
-    if args.decimals is not None and (args.decimals < 0 or args.save.suffix == ".ark"):
-        parser.error("--decimals is for .blogmel files, and must not be negative")
+    if args.decimals is not None and not (0 <= args.decimals <= MAX_DECIMALS and args.save.suffix != ".ark"):
+        parser.error(f"--decimals is for .blogmel files, and from 0 to {MAX_DECIMALS}")
     return args
 
 
@@ -40,7 +41,7 @@ def read_features(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Each utterance's id and true frames, (frames, size) float32, in the order of lengths.pkl.
 
     Raises:
-        InputError: a file is missing or damaged, or shorter than its length says.
+        InputError: a file is missing, damaged, shorter than its length says, or not finite.
     """
     lengths = load_lengths(directory)
     for utterance, length in tqdm(lengths.items(), unit=" utterances", disable=None):

@@ -27,7 +27,7 @@ import torch
 
 from apc_model import APCModel
 from utils.checkpoints import load_weights, read_checkpoint
-from utils.command_line import HelpFormatter, add_residual_option, natural, positive
+from utils.command_line import HelpFormatter, add_residual_option, count, positive
 from utils.errors import InputError, run_script
 from utils.extraction import Extraction, Options, pick_layers
 from utils.feature_files import ARK, FORMATS, PARTIAL_ARK, SCP, SUFFIXES, open_features
@@ -110,7 +110,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=positive, default=32, help="Number of utterances in a batch.")
     add("--chunk", type=positive, default=1000, metavar="FRAMES",
         help="Compute so many frames of an utterance at a time; more take more memory.")  # fmt: skip
-    add("--load_data_workers", type=natural, default=2, help="Number of processes that read data.")
+    add("--load_data_workers", type=count, default=2, help="Number of processes that read data.")
     add("--on_error", choices=("stop", "skip"), default="stop",
         help="Stop at the first bad utterance, or leave it out and list it in skipped.txt.")  # fmt: skip
     add("--overwrite", action="store_true", help="Empty --save_dir first, where it holds other features.")

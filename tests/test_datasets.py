@@ -9,7 +9,7 @@ from refusals import RunsCode
 
 from datasets import BatchOrder, BatchReader, LibriSpeech, find_split
 from utils.errors import InputError
-from utils.prepared import load_lengths, save_tensor
+from utils.prepared import load_lengths, load_tensor, save_tensor
 
 
 def read(dataset, order, workers):
@@ -103,6 +103,13 @@ def test_bucketing_wastes_fewer_frames_on_padding():
     assert padded(True) < 0.6 * padded(False)
 
 
+def test_a_tensor_that_requires_gradients_is_read_without(prepared):
+    path = prepared / "spk1-0004.pt"
+    frames = load_tensor(path)
+    torch.save(frames.clone().requires_grad_(), path)
+    assert torch.equal(load_tensor(path), frames) and not load_tensor(path).requires_grad
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "code", "float64", "short", "wide", "text"])
 def test_a_bad_tensor_is_refused_by_name(prepared, tmp_path, damage, workers):
@@ -141,12 +148,15 @@ def bad_lengths(proof):
     yield from map(pickle.dumps, [["a.pt"], {"a.pt": 1.5}, {"a.pt": True}, {"a.pt": 0}, {"a": 5}, {5: 5}, {"a.pt": -1}])
     yield from map(pickle.dumps, [{"../a.pt": 5}, {"/etc/a.pt": 5}, {"a\0.pt": 5}, {".pt": 5}])
     yield pickle.dumps({"a.pt": 5})[:-3]
+    yield from map(pickle.dumps, [{"a.pt": 2**70}, {"a.pt": 2**20000}, {"a.pt": {}}, {"a.pt": {"b.pt": 5}}])
+    yield b"\x80\x04" + b"}X\x04\0\0\0a.pt" * 100_000 + b"s" * 100_000 + b"."  # dicts in dicts
+    yield b"(" * 100_000 + b"."
     yield b""
     yield b"\x80\x04r\xff\xff\xff\x7f."  # a memo of two thousand million entries
     yield b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f"  # a string of 2^63 bytes
 
 
-@pytest.mark.parametrize("number", range(17))
+@pytest.mark.parametrize("number", range(23))
 def test_bad_lengths_are_refused_and_run_nothing(tmp_path, number):
     proof = tmp_path / "proof"
     (tmp_path / "lengths.pkl").write_bytes(list(bad_lengths(proof))[number])

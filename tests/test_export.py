@@ -6,11 +6,12 @@ from pathlib import Path
 import kaldiio
 import numpy as np
 import pytest
+from conftest import make_prepared
 from preparing_runs import prepare, prepare_audio
 
 import export_features
 from utils.errors import InputError
-from utils.prepared import load_lengths, load_tensor, save_lengths
+from utils.prepared import load_lengths, load_tensor, save_lengths, save_tensor
 
 AUDIO = Path(__file__).parent.parent / "librispeech_data" / "sample" / "audio" / "train"
 
@@ -66,8 +67,29 @@ def test_a_length_beyond_the_tensor_is_refused_and_nothing_is_written(from_audio
     assert list(tmp_path.iterdir()) == [directory]
 
 
+@pytest.mark.parametrize("name", ["f.ark", "f.blogmel"])
+def test_features_that_are_not_finite_are_refused_and_nothing_is_written(tmp_path, name):
+    data = make_prepared(tmp_path / "data", [7, 5])
+    frames = load_tensor(data / "spk1-0001.pt")
+    frames[5:] = float("nan")  # padding, which is not exported
+    save_tensor(data / "spk1-0001.pt", frames)
+    export(data, tmp_path / "good.ark")
+    frames[4, 2] = float("nan")
+    save_tensor(data / "spk1-0001.pt", frames)
+    with pytest.raises(InputError, match=r"spk1-0001\.pt: frame 5 of 5 .*NaN"):
+        export(data, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 @pytest.mark.parametrize(
-    "options", [["f.txt"], ["f.ark", "--decimals", "2"], ["f.blogmel", "--decimals", "-1"], [".ark"]]
+    "options",
+    [
+        ["f.txt"],
+        ["f.ark", "--decimals", "2"],
+        ["f.blogmel", "--decimals", "-1"],
+        [".ark"],
+        ["f.blogmel", "--decimals", "3000000000"],
+    ],
 )
 def test_options_that_make_no_sense_are_refused(from_audio, tmp_path, options, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -19,7 +19,7 @@ from load_pretrained_model import load_pretrained
 from utils import RNNConfig, audio
 from utils.errors import InputError
 from utils.kaldi_io import scan_archive, write_ark
-from utils.prepared import load_lengths, load_tensor
+from utils.prepared import load_lengths, load_tensor, save_tensor
 
 ROOT = Path(__file__).parent.parent
 AUDIO = ROOT / "librispeech_data" / "sample" / "audio" / "train"
@@ -200,6 +200,39 @@ def test_a_bad_utterance_stops_or_is_listed(checkpoint, tmp_path):
     assert list(read(tmp_path / "out")) == ["a-1-1", "d-1-1"]
     told = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
     assert "NaN" in told[0] and "c-1-1: frames of size 40, but the model reads 80" in told[1]
+
+
+def test_a_prepared_utterance_that_is_not_finite_stops_or_is_listed(checkpoint, tmp_path):
+    data = make_prepared(tmp_path / "data", [9, 7, 8], mel_dim=80)
+    save_tensor(data / "spk1-0001.pt", load_tensor(data / "spk1-0001.pt").index_fill(0, torch.tensor(3), np.nan))
+    with pytest.raises(InputError, match=r"spk1-0001\.pt: frame 4 of 7 .*NaN.*--on_error skip"):
+        extract(checkpoint, data, tmp_path / "out")
+    assert list(read(extract(checkpoint, data, tmp_path / "out", "--on_error", "skip"))) == ["spk0-0000", "spk2-0002"]
+    assert "frame 4 of 7" in (tmp_path / "out/skipped.txt").read_text()
+
+
+@pytest.mark.parametrize("form", ["pt", "npy", "ark"])
+@pytest.mark.parametrize("factor, half", [(1e35, []), (1e4, ["--half"])])
+def test_features_beyond_what_a_format_holds_stop_or_are_left_out(form, factor, half, tmp_path):
+    """A residual layer of the size of the frames adds these, however large, to its features."""
+    torch.manual_seed(0)
+    torch.save(
+        APCModel(9, None, RNNConfig(9, 9, 3, 0.0, True)).state_dict(), tmp_path / "bs1-rhl3-rhs9-rd0-adam-res-ts1.pt"
+    )
+    data = make_prepared(tmp_path / "data", [9, 8, 7], mel_dim=9)
+    frames = load_tensor(data / "spk1-0001.pt")
+    frames[5] = 3e3 * factor  # 3e38: three layers or a mean of numbers add up to infinity
+    save_tensor(data / "spk1-0001.pt", frames)
+    arguments = [tmp_path / "bs1-rhl3-rhs9-rd0-adam-res-ts1.pt", data, tmp_path / "out"]
+    options = ["--format", form, "--layer", "mean", "--chunk", 4, *half]
+    if half and form == "ark":  # whose steps fit the numbers
+        assert len(read(extract(*arguments, *options))) == 3
+        return
+    with pytest.raises(InputError, match=r"spk1-0001\.pt: utterance spk1-0001: .*frame 6 .*--on_error skip"):
+        extract(*arguments, *options)
+    found = read(extract(*arguments, *options, "--on_error", "skip"))
+    assert list(found) == ["spk0-0000", "spk2-0002"] and all(np.isfinite(x).all() for x in found.values())
+    assert "frame 6 " in (tmp_path / "out/skipped.txt").read_text()
 
 
 def test_another_job_is_refused_and_overwrites_when_told(checkpoint, from_audio, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import make_prepared
 from refusals import RunsCode
@@ -222,6 +223,20 @@ def test_another_model_is_refused_naming_the_key_and_both_shapes(tmp_path, numbe
     torch.save(state, tmp_path / "bs32-rhl3-rhs9-rd0-adam-res-ts1.pt")
     with pytest.raises(InputError, match=message):
         load_pretrained(tmp_path / "bs32-rhl3-rhs9-rd0-adam-res-ts1.pt")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path, suffix, number):
+    weights = make_models()[0].state_dict()
+    weights["rnns.1.bias_hh_l0"] = weights["rnns.1.bias_hh_l0"].double().index_fill(0, torch.tensor(2), number)
+    path = tmp_path / f"x-res-ts1{suffix}"
+    if suffix == ".pt":
+        torch.save(weights, path)
+    else:
+        safetensors.torch.save_file(weights, path)
+    with pytest.raises(InputError, match=rf"ts1\{suffix}: rnns\.1\.bias_hh_l0 has a weight that is NaN, infinite"):
+        load_pretrained(path, residual=True)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "code", "nested code", "text"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from preparing_runs import prepare
-from training_runs import SMALL, curves, made, stop_at, train
+from training_runs import SMALL, TOO_LARGE, curves, made, stop_at, train
 
 import train_apc
 from utils.errors import InputError, Stopped
@@ -73,8 +73,8 @@ def test_a_gradient_scale_that_is_too_large_is_lowered_and_no_error(workplace, m
 
 def test_data_that_are_not_finite_are_an_error_in_fp16_too(workplace, monkeypatch):
     path = Path("data/train/spk2-0017.pt")
-    save_tensor(path, load_tensor(path).index_fill(0, torch.tensor(3), float("nan")))
-    with pytest.raises(InputError, match=r"loss nan.*spk2-0017"):
+    save_tensor(path, load_tensor(path).index_fill(0, torch.tensor(3), TOO_LARGE))
+    with pytest.raises(InputError, match=r"loss inf.*spk2-0017"):
         train(monkeypatch, "--precision", "fp16")
 
 

@@ -1,6 +1,7 @@
 """Facts about training: what it writes, that it follows the plain formulation, and that nothing is lost."""
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import make_prepared
 from plain_apc import PlainAPC, plain_loss
-from training_runs import MEL, SEQ, curves, made, stop_at, train, weights
+from training_runs import MEL, SEQ, TOO_LARGE, curves, made, stop_at, train, weights
 
 import datasets
 import train_apc
@@ -106,7 +107,7 @@ def test_a_run_follows_the_plain_formulation_to_float_precision(workplace, monke
 @pytest.mark.parametrize("optimizer", ["adam", "adadelta", "sgd", "adagrad", "rmsprop"])
 def test_every_optimizer_changes_the_weights_and_leaves_out_a_bad_step(workplace, monkeypatch, optimizer):
     before = load_tensor("data/train/spk0-0000.pt")
-    save_tensor(Path("data/train/spk0-0000.pt"), before.index_fill(0, torch.tensor(4), float("inf")))
+    save_tensor(Path("data/train/spk0-0000.pt"), before.index_fill(0, torch.tensor(4), TOO_LARGE))
     train(monkeypatch, "--optimizer", optimizer, "--epochs", 1, "--on_nonfinite", "skip")
     first, last = (torch.load(f"logs/foo.dir/foo__epoch_{n}.model", weights_only=True) for n in (0, 1))
     assert all(value.isfinite().all() and not torch.equal(value, first[name]) for name, value in last.items())
@@ -168,6 +169,23 @@ def test_a_damaged_last_state_falls_back_to_the_one_before(workplace, monkeypatc
     assert "cut__step_10.state" in (workplace / "logs/cut.dir/cut.log").read_text()
 
 
+def test_a_last_state_that_cannot_be_read_falls_back_to_the_one_before(workplace, monkeypatch):
+    train(monkeypatch, "--experiment_name", "whole")
+    train(monkeypatch, "--experiment_name", "cut", "--max_steps", 10, "--save_every", 3)
+    path_open = Path.open
+
+    def fail(path, mode="r", *others, **more):
+        if path.name == "cut__step_10.state" and "r" in mode:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return path_open(path, mode, *others, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        train(patch, "--experiment_name", "cut", "--save_every", 3, "--resume")
+    assert made("whole") == made("cut")
+    assert "cut__step_10.state cannot be read: Input/output error" in Path("logs/cut.dir/cut.log").read_text()
+
+
 def test_what_would_change_the_result_is_refused_on_resume(workplace, monkeypatch):
     train(monkeypatch, "--max_steps", 3)
     for option in (("--batch_size", 5), ("--learning_rate", 1e-3), ("--seed", 4), ("--loss", "padded")):
@@ -192,8 +210,8 @@ def test_a_number_that_is_not_finite_stops_before_the_step_and_names_the_batch(w
     train(monkeypatch, "--experiment_name", "whole")
     path = Path("data/train/spk2-0017.pt")
     good = load_tensor(path)
-    save_tensor(path, good.index_fill(0, torch.tensor(3), float("nan")))
-    with pytest.raises(InputError, match=r"step \d+: loss nan.*spk2-0017.*--resume"):
+    save_tensor(path, good.index_fill(0, torch.tensor(3), TOO_LARGE))
+    with pytest.raises(InputError, match=r"step \d+: loss inf.*spk2-0017.*--resume"):
         train(monkeypatch, "--experiment_name", "cut")
     saved = load_untrusted(next((workplace / "logs/cut.dir").glob("*.state")))
     assert all(value.isfinite().all() for value in saved["model"].values())
@@ -205,22 +223,30 @@ def test_a_number_that_is_not_finite_stops_before_the_step_and_names_the_batch(w
 def test_losses_read_late_as_on_a_gpu_never_save_what_came_after_a_bad_step(workplace, monkeypatch):
     monkeypatch.setitem(train_apc.READ_EVERY, "cpu", 50)
     path = Path("data/train/spk2-0017.pt")
-    save_tensor(path, load_tensor(path).index_fill(0, torch.tensor(3), float("nan")))
-    with pytest.raises(InputError, match=r"loss nan.*spk2-0017"):
+    save_tensor(path, load_tensor(path).index_fill(0, torch.tensor(3), TOO_LARGE))
+    with pytest.raises(InputError, match=r"loss inf.*spk2-0017"):
         train(monkeypatch, "--save_every", 100)
     assert not list((workplace / "logs/foo.dir").glob("*.state"))
 
 
 def test_skipping_gives_up_after_a_few_in_a_row(workplace, monkeypatch):
     for path in Path("data/train").glob("*.pt"):
-        save_tensor(path, torch.full((SEQ, MEL), float("nan")))
+        save_tensor(path, torch.full((SEQ, MEL), TOO_LARGE))
     with pytest.raises(InputError, match="left out 6 in a row"):
         train(monkeypatch, "--on_nonfinite", "skip", "--batch_size", 2)
 
 
-def test_validation_data_that_are_not_finite_are_named(workplace, monkeypatch):
-    save_tensor(Path("data/dev/spk0-0003.pt"), torch.full((SEQ, MEL), float("nan")))
-    with pytest.raises(InputError, match=r"validation loss is nan.*spk0-0003"):
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("path", ["data/dev/spk0-0003.pt", "data/train/spk2-0017.pt"])
+def test_data_that_are_not_finite_are_named(workplace, monkeypatch, path, number):
+    save_tensor(Path(path), load_tensor(path).index_fill(0, torch.tensor([3, 5]), number))
+    with pytest.raises(InputError, match=rf"{path}: frame 4 of \d+ .*NaN or infinite.*--resume"):
+        train(monkeypatch, "--on_nonfinite", "skip")
+
+
+def test_a_validation_loss_that_is_not_finite_stops(workplace, monkeypatch):
+    save_tensor(Path("data/dev/spk0-0003.pt"), torch.full((SEQ, MEL), TOO_LARGE))
+    with pytest.raises(InputError, match=r"validation loss is inf.*--resume"):
         train(monkeypatch)
 
 
@@ -280,7 +306,7 @@ def test_stopped_after_the_last_of_max_steps_the_weights_are_still_written(workp
 def test_a_signal_while_a_bad_loss_is_unread_still_saves_what_is_good(workplace, monkeypatch):
     monkeypatch.setitem(train_apc.READ_EVERY, "cpu", 50)
     for path in Path("data/train").glob("*.pt"):
-        save_tensor(path, torch.full((SEQ, MEL), float("nan")))
+        save_tensor(path, torch.full((SEQ, MEL), TOO_LARGE))
     stop_at(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped):
         train(monkeypatch)
@@ -290,7 +316,9 @@ def test_a_signal_while_a_bad_loss_is_unread_still_saves_what_is_good(workplace,
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--learning_rate", "-1"), ("--learning_rate", "nan"), ("--clip_thresh", "-1"), ("--clip_thresh", "nan"),
-     ("--seed", "9" * 30), ("--batch_size", "0"), ("--save_every", "0"), ("--time_shift", "-3")],
+     ("--seed", "9" * 30), ("--batch_size", "0"), ("--save_every", "0"), ("--time_shift", "-3"),
+     ("--rnn_hidden_size", 1_000_000), ("--feature_dim", 10**18), ("--rnn_num_layers", 10**9),
+     ("--prenet_num_layers", 10**9), ("--grad_accumulation", 10**12), ("--load_data_workers", 10**6)],
 )  # fmt: skip
 def test_numbers_that_make_no_sense_are_refused_before_anything_is_written(workplace, monkeypatch, option, value):
     with pytest.raises(SystemExit) as refused:

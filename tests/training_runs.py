@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train_apc
 
 MEL, SEQ = 5, 30
+TOO_LARGE = 3e38  # a number of a frame that makes a loss infinite or NaN
 SMALL = (
     f"--feature_dim {MEL} --rnn_hidden_size 8 --rnn_num_layers 2 --rnn_residual --batch_size 4 --epochs 3 "
     "--load_data_workers 0 --learning_rate 1e-2 --librispeech_path data --train_split train --val_split dev"

@@ -25,6 +25,7 @@ RELEASED_NAME = re.compile(r"bs\d+-rhl\d+-rhs\d+-rd[\d.]+-\w+(?P<residual>-res)?
 SAFETENSORS_SUFFIX = ".safetensors"
 CONFIG_KEY = "apc_config"  # of a .safetensors file's metadata: JSON of what `describe_config` gives
 OPTIMIZER_KEYS = ("optimizer", "Optimizer")
+WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 GATES = {3: RNN_TYPES[0], 4: RNN_TYPES[1]}  # rows of weight_hh_l0 in hidden sizes
 
 
@@ -119,7 +120,7 @@ def _released_names(path: Path, state: Mapping[str, Any]) -> tuple[dict[str, tor
     weights = {}
     is_s3prl = any(str(key).removeprefix("module.").startswith("rnn_layers.") for key in state)
     for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor) or value.dtype not in WEIGHT_TYPES:
             raise InputError(f"{path} is not an APC checkpoint: {one_line(repr(key), 60)} is no tensor of weights")
         name = key.removeprefix("module.")  # as DataParallel saves it
         if is_s3prl:
@@ -127,7 +128,9 @@ def _released_names(path: Path, state: Mapping[str, Any]) -> tuple[dict[str, tor
             name = re.sub(r"^postnet\.(?=weight|bias)", "postnet.layer.", name)
             if name == "postnet.layer.weight" and value.dim() == 2:
                 value = value.unsqueeze(-1)  # a Linear's (mel_dim, hidden) to a Conv1d's (mel_dim, hidden, 1)
-        weights[name] = value.float()
+        weights[name] = value.detach().float()
+        if not weights[name].isfinite().all():
+            raise InputError(f"{path}: {one_line(key, 60)} has a weight that is NaN, infinite or too large for float32")
     return weights, is_s3prl
 
 

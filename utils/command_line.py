@@ -4,6 +4,10 @@ import argparse
 import contextlib
 import math
 
+MAX_SIZE = 1 << 16  # of a layer or a frame: three such recurrent layers take 300 GB
+MAX_INTEGER = (1 << 63) - 1
+MAX_COUNT = 1 << 10  # of layers, parts of a batch or processes
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the description's lines, and tells an option's default where it has one."""
@@ -26,6 +30,21 @@ def natural(text: str) -> int:
     return _at_least(0, text)
 
 
+def size(text: str) -> int:
+    """The size of a layer or a frame."""
+    return _at_least(1, text, MAX_SIZE)
+
+
+def positive_count(text: str) -> int:
+    """A number of layers or parts."""
+    return _at_least(1, text, MAX_COUNT)
+
+
+def count(text: str) -> int:
+    """A number of layers or processes, perhaps none."""
+    return _at_least(0, text, MAX_COUNT)
+
+
 def positive_float(text: str) -> float:
     """A finite number above 0."""
     with contextlib.suppress(ValueError):
@@ -42,9 +61,10 @@ def fraction(text: str) -> float:
     return number
 
 
-def _at_least(least: int, text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not least <= (number := int(text[:20])) < 1 << 63:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of {least} or more")
+def _at_least(least: int, text: str, most: int = MAX_INTEGER) -> int:
+    if not text.isascii() or not text.isdecimal() or not least <= (number := int(text[:20])) <= most:
+        limits = f"of {least} or more" if most == MAX_INTEGER else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number {limits}")
     return number
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_SIGNAL_BASE = 128  # a process that ends by signal n exits with 128 + n: what shells and schedulers expect
+OUT_OF_MEMORY = re.compile("(can't allocate|not enough|out of) memory")  # what PyTorch's allocators say
 
 
 class InputError(ValueError):
@@ -47,8 +49,8 @@ def one_line(text: object, limit: int = 400) -> str:
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main() and exit: 0 done, 2 a user's mistake, 128 + n stopped by signal n.
 
-    InputError, and OSError (no such file, no permission, disk full), become one line on stderr. Anything else is
-    a bug and keeps its traceback.
+    InputError, OSError (no such file, no permission, disk full) and too little memory become one line on stderr.
+    Anything else is a bug and keeps its traceback.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         sys.exit(_exit_code(main))
@@ -84,6 +86,11 @@ def _exit_code(main: Callable[[], None]) -> int:
             raise
         about = f": {error.filename}" if error.filename else ""
         return _tell(f"{name}: error: {one_line(error.strerror)}{about}", EXIT_USER_ERROR)
+    except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        advice = f"too little memory: choose smaller sizes or batches ({one_line(error, 200)})"
+        return _tell(f"{name}: error: {advice}", EXIT_USER_ERROR)
     return 0
 
 

@@ -185,10 +185,17 @@ class Extraction:
         with contextlib.ExitStack() as stack:
             spools = [stack.enter_context(contextlib.closing(self.files.spool(*shape))) for _ in batch]
             for row, features in self._features(batch):
-                spools[row].append(self.files.arrange(features))
+                self._append(batch[row].utterance, spools[row], features)
                 self._show(features.shape[1])
             for member, spool in zip(batch, spools, strict=True):
                 self._save(member, spool)
+
+    def _append(self, utterance: NormalizedUtterance, spool: Spool, features: np.ndarray) -> None:
+        """Add the features of an utterance's next frames, or leave it out where they cannot be written."""
+        try:
+            spool.append(self.files.arrange(features))
+        except InputError as error:
+            self._leave_out(utterance, f"{utterance.where}: utterance {utterance.utterance}: {error}")
 
     def _show(self, frames: int) -> None:
         """Count frames, and show how fast they come."""
@@ -243,8 +250,10 @@ class Extraction:
         return [padded[:, row, : len(piece)] for row, piece in enumerate(pieces)], state
 
     def _read(self, member: Member, reader: FrameReader) -> np.ndarray | None:
-        """The next frames of an utterance, or None at its end or where it turns out to be bad."""
+        """The next frames of an utterance, or None at its end or where it is bad."""
         utterance, error = member.utterance, None
+        if utterance.utterance in self._broken:
+            return None
         try:
             piece = reader.read(self.options.chunk)
         except InputError as found:
@@ -254,12 +263,16 @@ class Extraction:
                 return piece
             error = (f"{utterance.where}: utterance {utterance.utterance}: frames of size {piece.shape[1]}, "
                      f"but the model reads {self.model.mel_dim}")  # fmt: skip
-        self._broken.add(utterance.utterance)
-        self._skip(utterance, error)
+        self._leave_out(utterance, error)
         return None
 
     def _is_done(self, utterance: NormalizedUtterance) -> bool:
         return self.files.has(utterance.utterance) and not isinstance(utterance.source, BadUtterance)
+
+    def _leave_out(self, utterance: NormalizedUtterance, error: str) -> None:
+        """Leave an utterance out of which a part was computed, or stop."""
+        self._broken.add(utterance.utterance)
+        self._skip(utterance, error)
 
     def _skip(self, utterance: NormalizedUtterance, error: str) -> None:
         """Leave an utterance out, or stop."""

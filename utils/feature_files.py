@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from utils.errors import InputError
 from utils.files import atomic_write, naming_file
 from utils.kaldi_io import append_matrix, check_scp_can_name, write_scp
 from utils.output_directory import OutputDirectory
@@ -39,22 +40,35 @@ class Spool:
         num_layers: how many layers there are.
         size: of a frame's features.
         dtype: np.float32 or np.float16.
+        limit: the largest number, on either side of zero, that the format can hold; by default that of `dtype`.
 
     Attributes:
         frames: how many are there.
         span: the lowest and the highest number.
     """
 
-    def __init__(self, directory: Path, num_layers: int, size: int, dtype: type[np.floating]) -> None:
+    def __init__(
+        self, directory: Path, num_layers: int, size: int, dtype: type[np.floating], limit: float | None = None
+    ) -> None:
         self.num_layers, self.size, self.dtype = num_layers, size, dtype
+        self.limit = float(np.finfo(dtype).max) if limit is None else limit
         self._directory = directory
         self.frames = 0
         self.span = np.inf, -np.inf
         self._files = [_temporary_file(directory) for _ in range(num_layers)]
 
     def append(self, features: np.ndarray) -> None:
-        """Add the features of the next frames, (num_layers, frames, size)."""
-        self.span = min(self.span[0], float(features.min())), max(self.span[1], float(features.max()))
+        """Add the features of the next frames, (num_layers, frames, size).
+
+        Raises:
+            InputError: one of them is NaN, infinite, or more than the format can hold; names the frame.
+        """
+        lowest, highest = float(features.min()), float(features.max())
+        if not -self.limit <= lowest <= highest <= self.limit:  # no comparison with NaN is true
+            bad = ~(np.abs(features) <= self.limit).all(axis=(0, 2))  # (frames,)
+            raise InputError(f"the features of frame {self.frames + int(bad.argmax()) + 1} are NaN or beyond "
+                             f"{self.limit:g}, the most that this format holds")  # fmt: skip
+        self.span = min(self.span[0], lowest), max(self.span[1], highest)
         with naming_file(self._directory):
             for file, layer in zip(self._files, features, strict=True):
                 file.write(np.ascontiguousarray(layer, self.dtype))
@@ -189,7 +203,8 @@ class KaldiArchive:
 
     def spool(self, num_layers: int, size: int) -> Spool:
         """A place for an utterance's features while they are computed."""
-        return Spool(self._out.path, 1, num_layers * size, np.float32)
+        limit = float(np.finfo(np.float32).max) / (2 if self._half else 1)  # CM2 stores the span as a float32
+        return Spool(self._out.path, 1, num_layers * size, np.float32, limit)
 
     def arrange(self, features: np.ndarray) -> np.ndarray:
         """Features (layers, frames, size) as the spool takes them: (1, frames, layers * size)."""

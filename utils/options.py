@@ -6,7 +6,7 @@ import re
 import torch
 
 from utils.checkpoints import Checkpoint, read_checkpoint
-from utils.command_line import HelpFormatter, fraction, natural, positive, positive_float
+from utils.command_line import HelpFormatter, count, fraction, natural, positive, positive_count, positive_float, size
 from utils.configs import RNN_TYPES
 from utils.errors import InputError
 from utils.objective import LOSSES, PRECISIONS
@@ -86,15 +86,15 @@ def _model_options(path: str, checkpoint: Checkpoint) -> dict[str, int | str | b
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--prenet_num_layers", type=natural, default=0, help="Number of feed-forward layers before the RNN.")
+    add("--prenet_num_layers", type=count, default=0, help="Number of feed-forward layers before the RNN.")
     add("--prenet_dropout", type=float, default=0.0, help="Dropout probability after each layer of the prenet.")
     add("--rnn_type", choices=RNN_TYPES, default="gru", help="Kind of recurrent layer.")
-    add("--rnn_num_layers", type=positive, default=3, help="Number of recurrent layers.")
-    add("--rnn_hidden_size", type=positive, default=512, help="Hidden size of every recurrent layer and of the prenet.")
+    add("--rnn_num_layers", type=positive_count, default=3, help="Number of recurrent layers.")
+    add("--rnn_hidden_size", type=size, default=512, help="Hidden size of every recurrent layer and of the prenet.")
     add("--rnn_dropout", type=float, default=0.0, help="Dropout probability after each recurrent layer but the last.")
     add("--rnn_residual", "--residual", action=argparse.BooleanOptionalAction, default=False,
         help="Add each recurrent layer's input to its output where sizes agree.")  # fmt: skip
-    add("--feature_dim", type=positive, default=80, help="Size of a frame: the number of mel bins.")
+    add("--feature_dim", type=size, default=80, help="Size of a frame: the number of mel bins.")
     add("--init_from", metavar="CHECKPOINT", default=None,
         help="Start from these weights, of any APC checkpoint, instead of random ones. Model options that are not "
         "given are then the checkpoint's. Its optimizer, time shift and number of steps are not taken.")  # fmt: skip
@@ -110,7 +110,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     )
     add("--batch_size", type=positive, default=32,
         help="Number of utterances in a batch: those of one step of the optimizer, on all processes.")  # fmt: skip
-    add("--grad_accumulation", type=positive, default=1, metavar="PARTS",
+    add("--grad_accumulation", type=positive_count, default=1, metavar="PARTS",
         help="Do each process's share of a batch in so many parts, one after the other, to save memory.")  # fmt: skip
     add("--precision", choices=tuple(PRECISIONS), default="fp32",
         help="Precision of matrix products by autocast; weights, and on a CPU the RNN, stay in fp32.")  # fmt: skip
@@ -148,7 +148,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     add("--val_split", nargs="+", default=["dev-clean"], metavar="NAME", help="Directories to validate on, likewise.")
     add("--train_fraction", type=fraction, default=1.0,
         help="Train on this fraction of the utterances, always the same ones for a seed.")  # fmt: skip
-    add("--load_data_workers", type=natural, default=2,
+    add("--load_data_workers", type=count, default=2,
         help="Number of processes that read data, for each that trains.")  # fmt: skip
     add("--bucketing", action=argparse.BooleanOptionalAction, default=False,
         help="Batch utterances of similar length together.")  # fmt: skip

@@ -45,6 +45,8 @@ def restore_training(
         progress = Progress(**state["progress"])
         _check_numbers(asdict(progress), "progress")
         model.load_state_dict(state["model"])
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise ValueError("its weights are NaN or infinite")
         _load_optimizer(state["optimizer"], optimizer)
         scaler_state = state.get("scaler", {})
         _check_numbers(scaler_state, "gradient scaler")
@@ -63,21 +65,10 @@ def _check_numbers(values: dict[str, Any], what: str) -> None:
 def _load_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Load an optimizer's state, of which PyTorch itself checks little before the first step."""
     options = optimizer.param_groups[0].keys()
-    kept = _kept_by(optimizer)
     optimizer.load_state_dict(state)
-    if optimizer.param_groups[0].keys() != options:
+    if optimizer.param_groups[0].keys() != options or len({frozenset(kept) for kept in optimizer.state.values()}) > 1:
         raise ValueError("its optimizer is of another kind")
-    for parameter, values in optimizer.state.items():
-        shapes = {key: tuple(value.shape) for key, value in values.items() if isinstance(value, torch.Tensor)}
-        fitting = {key: () if key == "step" else tuple(parameter.shape) for key in kept}
-        if shapes != fitting:
-            raise ValueError(f"its optimizer keeps {shapes}, not {fitting}")
-
-
-def _kept_by(optimizer: torch.optim.Optimizer) -> set[str]:
-    """The names of the tensors that an optimizer keeps for a weight, from a step on a weight of one element."""
-    weight = nn.Parameter(torch.zeros(1))
-    weight.grad = torch.zeros(1)
-    other = type(optimizer)([weight], **optimizer.defaults)
-    other.step()
-    return {key for key, value in other.state[weight].items() if isinstance(value, torch.Tensor)}
+    for parameter, kept in optimizer.state.items():
+        shapes = {key: tuple(value.shape) for key, value in kept.items() if isinstance(value, torch.Tensor)}
+        if not set(shapes.values()) <= {(), tuple(parameter.shape)}:
+            raise ValueError(f"its optimizer keeps {shapes} for a weight of shape {tuple(parameter.shape)}")

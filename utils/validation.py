@@ -31,7 +31,7 @@ def validation_losses(
         stop: a signal to any of them ends all.
 
     Raises:
-        InputError: a file is damaged, or a loss is not finite: it names the utterances that are not finite.
+        InputError: a file is damaged, or a loss is not finite.
         Stopped: a signal came.
     """
     objective.eval()
@@ -45,11 +45,8 @@ def validation_losses(
     ranks.agree(error, stop)
     sums = ranks.sum(sums)  # (splits, 2): loss x target frames, target frames
     if not sums.isfinite().all():
-        names = [val_set.utterance(i) for i, (x, n) in enumerate(val_set) if not x[:n].isfinite().all()]
         loss = sums[:, 0].sum().item()
-        raise ranks.ending(
-            InputError(f"the validation loss is {loss}; not finite in the data: {' '.join(names) or 'none'}")
-        )
+        raise ranks.ending(InputError(f"the validation loss is {loss}: numbers in the data or weights are too large"))
     totals = torch.cat([sums, sums.sum(0, keepdim=True)])
     return dict(zip([*val_set.splits(), ""], (totals[:, 0] / totals[:, 1]).tolist(), strict=True))
 

@@ -1,6 +1,7 @@
 """Facts about files that claim or unpack to more than they hold: memory is not taken for them."""
 
 import lzma
+import pickle
 import struct
 import zipfile
 import zlib
@@ -105,3 +106,69 @@ def test_a_pt_file_whose_data_pose_as_a_directory_is_refused(tmp_path):
     content[entry + 38] |= 0x10  # of the external attributes, that of a directory
     path.write_bytes(content)
     refused(load_tensor, path, match=r"a\.pt is damaged")
+
+
+def with_pickle(path, pickled, is_zip):
+    """A PyTorch file whose object is this pickle (of the opcodes behind its protocol)."""
+    torch.save(MARKER, path, _use_new_zipfile_serialization=is_zip)
+    if not is_zip:
+        path.write_bytes(path.read_bytes().replace(pickle.dumps(MARKER, 2), b"\x80\x02" + pickled + b"."))
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, b"\x80\x02" + pickled + b"." if name.endswith("/data.pkl") else content)
+
+
+MARKER = "in the place of something else"
+PICKLES = {
+    "a tuple in a tuple": b")" + b"\x85" * 1_000_000,
+    "a key of tuples": b"}K\1" + b"\x85" * 1_000_000 + b"K\1s",
+    "few tuples in tuples": b"}K\1" + b"\x85" * 100_000 + b"K\1s",
+    "lists in lists": b"]" * 100_000 + b"a" * 99_999,
+    "lists by name": b"".join(b"]r" + struct.pack("<I", i) for i in range(5000))
+    + b"".join(b"j" + struct.pack("<II", i, 0)[:4] + b"j" + struct.pack("<I", i + 1) + b"a0" for i in range(4999))
+    + b"j\0\0\0\0",
+    "a list in itself": b"]q\0h\0a",
+    "dicts, each twice in the next": b"}q\0" + b"".join(
+        b"}q" + bytes([i + 1]) + b"(K\0h" + bytes([i]) + b"K\1h" + bytes([i]) + b"u" for i in range(40)
+    ),
+    "marks": b"(" * 1_000_000,
+    "a bytearray of 8 GiB": b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\2\x85R",
+    "a tensor of 8 GiB": b"ctorch\nFloatTensor\n\x8a\x05\0\0\0\0\2\x85R",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("name", PICKLES)
+def test_a_pickle_that_nests_or_grows_without_bound_is_refused(name, is_zip, tmp_path):
+    with_pickle(tmp_path / "a.pt", PICKLES[name], is_zip)
+    for load in (load_tensor, load_pretrained):
+        refused(load, tmp_path / "a.pt", match=r"a\.pt (is damaged|would run code)")
+
+
+def test_a_thousand_views_of_one_storage_are_refused_before_they_are_copied(tmp_path):
+    whole = torch.ones(1 << 20, dtype=torch.float16)
+    torch.save({f"rnns.{i}.weight_hh_l0": whole[:] for i in range(1000)}, tmp_path / "views.pt")
+    shared = {"exp_avg": whole}
+    torch.save({"model": {str(i): whole for i in range(1000)}}, tmp_path / "same.pt")
+    torch.save({"model": {"a": torch.ones(2)}, "state": {i: shared for i in range(1000)}}, tmp_path / "dicts.pt")
+    for name in ("views", "same", "dicts"):
+        assert (tmp_path / f"{name}.pt").stat().st_size < 3 * MIB
+        refused(load_pretrained, tmp_path / f"{name}.pt", match=r"\.pt is damaged: .*tensors overlap")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("load", [load_tensor, load_pretrained])
+def test_tensors_that_are_not_plain_numbers_are_refused(load, tmp_path):
+    path = tmp_path / "a.pt"
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])
+    quantized = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.quint8)
+    negative = torch.ones(2, 3, dtype=torch.complex64).conj().imag  # has its sign bit flipped when it is read
+    tiny = torch.zeros(2, 3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    for tensor in (torch.ones(2, 3, device="meta"), nested, quantized, negative, tiny, tiny.view(torch.uint8),
+                   torch.ones(2, 3).to(torch.float8_e5m2), torch.ones(2, 3, dtype=torch.complex64)):  # fmt: skip
+        for value in (tensor, {"rnns.0.weight_hh_l0": tensor}):
+            torch.save(value, path)
+            refused(load, path, match=r"a\.pt")

@@ -153,6 +153,7 @@ def hostile_states(state):
     yield state | {"progress": {"step": "three"}}
     yield state | {"progress": 7}
     yield state | {"model": {}}
+    yield state | {"model": {name: weight * float("nan") for name, weight in state["model"].items()}}
     yield state | {"model": dict(APCModel(3, None, RNNConfig(3, 5, 2, 0.0, True)).state_dict())}
     yield state | {"optimizer": {}}
     yield state | {"optimizer": {"state": {}, "param_groups": [{"params": [0, 1], "lr": 1.0}]}}

@@ -1,0 +1,19 @@
+"""Facts about how a script ends."""
+
+import pytest
+import torch
+
+from utils.errors import run_script
+
+
+@pytest.mark.parametrize("take", [lambda: bytearray(1 << 60), lambda: torch.empty(1 << 50)])
+def test_too_little_memory_is_one_line(take, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_script(take)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "error: too little memory" in told and told.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        run_script(lambda: torch.ones(2) + torch.ones(3))
