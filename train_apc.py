@@ -216,7 +216,7 @@ class Trainer:
             InputError(
                 f"{found} {one_line(' '.join(names), NAMES_CHARACTERS)} (the log has all); left out {in_a_row} "
                 f"in a row, --on_nonfinite skip allows {MAX_SKIPPED_IN_A_ROW}"
-            )  # fmt: skip
+            )
         )
 
     def end_epoch(self, stop: StopRequest) -> None:
