@@ -126,8 +126,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Write one file."""
     args = parse_arguments(arguments)
+    make_way_for(args.save, args.checkpoint)
     content = EXPORTS[args.save.suffix](load_pretrained(args.checkpoint, residual=args.residual))
-    make_way_for(args.save)
     with atomic_write(args.save) as file:
         file.write(content)
     print(f"{args.save}: {len(content):,} bytes")

@@ -30,7 +30,8 @@ from utils.checkpoints import load_weights, read_checkpoint
 from utils.command_line import HelpFormatter, add_residual_option, count, positive
 from utils.errors import InputError, run_script
 from utils.extraction import Extraction, Options, pick_layers
-from utils.feature_files import ARK, FORMATS, PARTIAL_ARK, SCP, SUFFIXES, open_features
+from utils.feature_files import ARK_FACTS, FACTS, FORMATS, extra_files, open_features
+from utils.files import refuse_to_remove
 from utils.frame_readers import gather_statistics, normalized
 from utils.log_mel import NUM_MEL_BINS, hours
 from utils.memory import reuse_freed_memory
@@ -39,7 +40,7 @@ from utils.options import pick_device
 from utils.output_directory import OutputDirectory
 from utils.signals import StopRequest
 from utils.source_options import add_source_options, choose_norm, choose_speakers
-from utils.sources import REMARKS_FILE, AudioSource, Source, closing_lines, find_source
+from utils.sources import AudioSource, Source, closing_lines, find_source
 
 
 def load_pretrained(
@@ -113,7 +114,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--load_data_workers", type=count, default=2, help="Number of processes that read data.")
     add("--on_error", choices=("stop", "skip"), default="stop",
         help="Stop at the first bad utterance, or leave it out and list it in skipped.txt.")  # fmt: skip
-    add("--overwrite", action="store_true", help="Empty --save_dir first, where it holds other features.")
+    add("--overwrite", action="store_true", help="Remove the features that --save_dir holds, and start anew.")
     add_source_options(parser)
     options = parser.parse_args(arguments)
     if bool(options.data) != bool(options.save_dir):
@@ -184,9 +185,8 @@ def extract(model: APCModel, source: Source, options: argparse.Namespace, stop: 
     if norm == "speaker" or options.norm_from:
         scaling["data_speakers"] = speakers.digest()
     made_from = describe_job(options, model, source, scaling)
-    suffix = SUFFIXES[:1] if options.format == "pt" else SUFFIXES[::-1]
-    extra_files = (NORMALIZATION_FILE, ARK, SCP, PARTIAL_ARK, REMARKS_FILE)
-    with OutputDirectory(options.save_dir, made_from, options.overwrite, extra_files, suffix) as out:
+    facts = FACTS | ARK_FACTS if options.format == "ark" else FACTS
+    with OutputDirectory(options.save_dir, made_from, options.overwrite, extra_files, facts) as out:
         speed = "was complete before"
         if not out.complete:
             normalizer = find_normalizer(options, norm, source, speakers, out, stop)
@@ -219,6 +219,11 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if Path(options.save_dir).resolve() in [path.resolve() for path in options.data]:
         raise InputError(f"--save_dir is --data, {options.save_dir}: give another directory")
+    if options.overwrite:
+        refuse_to_remove(
+            options.save_dir,
+            (*options.data, options.checkpoint, options.norm_from, options.utt2spk, options.spk2utt),
+        )
     pick_layers(options.layer, model.num_feats)  # before --save_dir is touched
     source = find_source(options.data, options.channel, options.resample, options.on_error == "skip")
     check_frame_size(source, model)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from utils.command_line import HelpFormatter, positive
 from utils.errors import run_script
+from utils.files import refuse_to_remove
 from utils.log_mel import hours
 from utils.memory import reuse_freed_memory
 from utils.preparing import Options, Summary, prepare
@@ -44,7 +45,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="Use this many processes; 0 works in the main one.")  # fmt: skip
     add("--on_error", choices=("stop", "skip"), default="stop",
         help="Stop at the first bad utterance, or leave it out and list it in skipped.txt.")  # fmt: skip
-    add("--overwrite", action="store_true", help="Start anew, whatever was prepared in the directory before.")
+    add("--overwrite", action="store_true", help="Remove what was prepared in the directory before, and start anew.")
     add_source_options(parser)
     args = parser.parse_args(arguments)
     if args.max_seq_len > MAX_SEQ_LEN or args.num_workers < 0:
@@ -73,6 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Prepare a directory."""
     args = parse_arguments(arguments)
     reuse_freed_memory()
+    if args.overwrite:
+        sources = args.librispeech_from_kaldi or [args.librispeech_audio]
+        refuse_to_remove(args.save_dir, (*sources, args.norm_from, args.utt2spk, args.spk2utt))
     norm = choose_norm(args, is_audio=bool(args.librispeech_audio))
     if args.librispeech_audio:
         source = AudioSource.find(args.librispeech_audio, args.channel, args.resample, args.on_error == "skip")

@@ -31,7 +31,7 @@ from datasets import Batch, BatchOrder, BatchReader, LibriSpeech, Share, load_sp
 from utils import PrenetConfig, RNNConfig
 from utils.checkpoints import load_weights, read_checkpoint
 from utils.distributed import Ranks
-from utils.errors import InputError, Stopped, run_script
+from utils.errors import InputError, Stopped, one_line, run_script
 from utils.experiment import Bystander, Experiment
 from utils.figures import draw_epoch
 from utils.memory import reuse_freed_memory
@@ -48,6 +48,7 @@ from utils.validation import validation_losses
 
 READ_EVERY = {"cpu": 1, "cuda": 50}  # steps between two readings of losses from the device: each one waits for it
 MAX_SKIPPED_IN_A_ROW = 5
+NAMES_CHARACTERS = 80  # of a batch's utterances in an error message
 
 log = logging.getLogger("apc")
 
@@ -203,16 +204,19 @@ class Trainer:
         if math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
             return  # the gradient scaler tried out too large a scale, and has lowered it
         progress.skipped_in_a_row += 1
-        names = " ".join(self.train_set.utterance(index) for index in step.indices)
-        found = f"step {step.step}: loss {loss}, gradient norm {norm}; its batch: {names}"
+        names = [self.train_set.utterance(index) for index in step.indices]
+        found = f"step {step.step}: loss {loss}, gradient norm {norm}; its batch of {len(names)}:"
+        log.warning("left out %s %s", found, " ".join(names))
         if self.options.on_nonfinite == "skip" and progress.skipped_in_a_row <= MAX_SKIPPED_IN_A_ROW:
-            log.warning("left out %s", found)
             return
         self.saves.is_good = step.step == progress.step  # else later steps came on top: the last save stays the last
         progress.step, progress.batch = progress.step - 1, progress.batch - 1  # resuming meets the batch again
         in_a_row, progress.skipped_in_a_row = progress.skipped_in_a_row, 0
         raise self.ranks.ending(
-            InputError(f"{found}; left out {in_a_row} in a row, --on_nonfinite skip allows {MAX_SKIPPED_IN_A_ROW}")
+            InputError(
+                f"{found} {one_line(' '.join(names), NAMES_CHARACTERS)} (the log has all); left out {in_a_row} "
+                f"in a row, --on_nonfinite skip allows {MAX_SKIPPED_IN_A_ROW}"
+            )
         )
 
     def end_epoch(self, stop: StopRequest) -> None:

@@ -40,7 +40,7 @@ from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.command_line import HelpFormatter, positive, positive_float
 from utils.errors import InputError, one_line, run_script
-from utils.files import lock_directory, read_json, remove_leftovers, write_json
+from utils.files import lock_directory, read_json, refuse_other_files, remove_leftovers, write_json
 from utils.memory import reuse_freed_memory
 from utils.options import pick_device
 
@@ -170,7 +170,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, probe, report."""
     options = parse_options(arguments)
     reuse_freed_memory()
-    with lock_directory(options.save_dir, "another run of run_all.py"):
+
+    def check() -> None:
+        if not (options.save_dir / CONFIG_FILE).exists():
+            refuse_other_files(options.save_dir)
+
+    with lock_directory(options.save_dir, "another run of run_all.py", check):
         remove_leftovers(options.save_dir)
         run(options)
 

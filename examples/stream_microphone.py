@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Listen, and report how long it took."""
     args = parse_arguments(arguments)
     if args.save:
-        make_way_for(args.save)
+        make_way_for(args.save, args.wav)
     torch.set_num_threads(args.threads)
     model = load_pretrained(args.checkpoint, residual=args.residual)
     print(f"{args.checkpoint}: {describe(model)}")

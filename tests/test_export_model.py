@@ -105,3 +105,11 @@ def test_without_the_package_onnx_one_line_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(InputError, match="pip install onnx"):
         export_model.to_onnx(make_model())
+
+
+def test_the_checkpoint_is_never_written_over(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"weights")
+    with pytest.raises(InputError, match="is the file to read"):
+        export_model.main(["--checkpoint", str(path), "--save", str(path)])
+    assert path.read_bytes() == b"weights"

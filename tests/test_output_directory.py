@@ -1,14 +1,22 @@
 """Facts about directories that long jobs fill."""
 
+import errno
+import os
+import resource
+import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from conftest import make_prepared
+from preparing_runs import content, prepare
 
 from utils.errors import InputError
 from utils.files import atomic_write, check_utterance_id, lock_directory
 from utils.output_directory import OutputDirectory
+from utils.prepare_steps import ToRawFrames, read_raw
 from utils.prepared import load_lengths, save_tensor
 
 JOB = {"source": "a.blogmel", "max_seq_len": 4}
@@ -17,6 +25,7 @@ JOB = {"source": "a.blogmel", "max_seq_len": 4}
 def fill(directory, utterances, made_from=JOB, finish=True, **options):
     with OutputDirectory(directory, made_from, **options) as out:
         for utterance in utterances:
+            out.claim(utterance)
             save_tensor(out.tensor_path(utterance), torch.ones(4, 2))
             out.record(utterance, frames=3)
         if finish:
@@ -88,3 +97,106 @@ def test_a_symbolic_link_is_replaced_not_followed(tmp_path):
 def test_ids_stay_in_their_directory(bad):
     with pytest.raises(InputError, match=r"feats.ark:7: refused"):
         check_utterance_id(bad, "feats.ark:7")
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_overwriting_refuses_before_anything_is_removed_where_there_are_other_files(tmp_path, finish):
+    fill(tmp_path, ["a"], finish=finish)
+    (tmp_path / "mine.pt").write_text("years of work")
+    before = content(tmp_path)
+    with pytest.raises(InputError, match=r"other files \(mine\.pt\)"):
+        fill(tmp_path, ["b"], JOB | {"max_seq_len": 5}, overwrite=True)
+    assert content(tmp_path) == before
+    (tmp_path / "mine.pt").unlink()
+    fill(tmp_path, ["b"], JOB | {"max_seq_len": 5}, overwrite=True)
+    assert sorted(content(tmp_path)) == ["b.pt", "lengths.pkl", "made_from.json"]
+
+
+def test_finishing_an_interrupted_job_removes_what_it_made_and_no_other_file(tmp_path):
+    fill(tmp_path, ["a", "b"], finish=False)
+    with OutputDirectory(tmp_path, JOB) as out:
+        out.claim("c")  # written by a run that was killed before it was recorded
+        save_tensor(out.tensor_path("c"), torch.ones(4, 2))
+    (tmp_path / "x.pt").write_text("years of work")
+    fill(tmp_path, ["a"])
+    assert sorted(content(tmp_path)) == ["a.pt", "lengths.pkl", "made_from.json", "x.pt"]
+
+
+def test_a_refused_command_leaves_nothing_in_a_directory_of_something_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="already holds other files"):
+        fill(tmp_path, ["a"])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_directory_of_the_released_script_is_overwritten_when_told(tmp_path):
+    make_prepared(tmp_path / "out", [3, 4])
+    (tmp_path / "f.blogmel").write_text("a-1-1\n1 2\n.\n")
+    with pytest.raises(InputError, match="already holds other files"):
+        prepare(tmp_path / "f.blogmel", tmp_path / "out")
+    prepare(tmp_path / "f.blogmel", tmp_path / "out", "--overwrite")
+    assert sorted(content(tmp_path / "out")) == ["a-1-1.pt", "lengths.pkl", "made_from.json"]
+
+
+def test_a_complete_directory_without_a_tensor_is_refused(tmp_path):
+    fill(tmp_path, ["a", "b"])
+    (tmp_path / "b.pt").unlink()
+    with pytest.raises(InputError, match=r"b\.pt is missing.*--overwrite"):
+        fill(tmp_path, ["a", "b"])
+
+
+def test_what_is_to_be_read_is_not_overwritten(tmp_path):
+    (tmp_path / "f.blogmel").write_text("a-1-1\n1 2\n3 5\n.\n")
+    out = prepare(tmp_path / "f.blogmel", tmp_path / "out", "--norm", "global")
+    before = content(out)
+    with pytest.raises(InputError, match="is to be read"):
+        prepare(tmp_path / "f.blogmel", out, "--norm_from", out, "--overwrite")
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("name", [".lock", "progress.jsonl", ".raw"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.parent.parent / "outside")])
+def test_pipes_and_links_in_the_place_of_a_jobs_files_are_refused(tmp_path, name, make):
+    (tmp_path / "f.blogmel").write_text("a-1-1\n1 2\n3 5\n.\n")
+    out = prepare(tmp_path / "f.blogmel", tmp_path / "out", "--norm", "global")
+    (out / "lengths.pkl").unlink()
+    (out / name).unlink(missing_ok=True)
+    make(out / name)
+    with pytest.raises(InputError, match="is a link, pipe or device"):
+        prepare(tmp_path / "f.blogmel", out, "--norm", "global")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_line_of_progress_without_its_facts_is_done_again(tmp_path):
+    (tmp_path / "f.blogmel").write_text("a-1-1\n1 2\n3 5\n.\n")
+    before = content(prepare(tmp_path / "f.blogmel", tmp_path / "out"))
+    (tmp_path / "out/lengths.pkl").unlink()
+    (tmp_path / "out/progress.jsonl").write_text('{"id": "a-1-1", "frames": 2}\n')
+    assert content(prepare(tmp_path / "f.blogmel", tmp_path / "out")) == before
+
+
+def test_raw_frames_that_claim_petabytes_are_read_again_from_the_source(tmp_path):
+    header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 44, 80)}
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    assert read_raw(tmp_path / "a.npy") is None
+
+
+def test_raw_frames_on_a_full_disk_are_an_error_of_the_system(tmp_path):
+    class Utterance:
+        utterance, where = "a", "a"
+
+        def load(self):
+            return np.ones((500, 80), np.float32)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as failed:
+            ToRawFrames(tmp_path, 1600)([Utterance()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert failed.value.errno == errno.EFBIG and failed.value.filename == str(tmp_path / "a.npy")
+    assert not list(tmp_path.iterdir())

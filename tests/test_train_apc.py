@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import make_prepared
 from plain_apc import PlainAPC, plain_loss
-from training_runs import MEL, SEQ, TOO_LARGE, curves, made, stop_at, train, weights
+from training_runs import MEL, SEQ, SMALL, TOO_LARGE, curves, made, stop_at, train, weights
 
 import datasets
 import train_apc
@@ -19,7 +19,7 @@ from datasets import BatchOrder, LibriSpeech
 from load_pretrained_model import load_pretrained
 from utils.errors import InputError, Stopped
 from utils.options import parse_training_options
-from utils.prepared import load_tensor, load_untrusted, save_tensor
+from utils.prepared import load_lengths, load_tensor, load_untrusted, save_tensor
 
 
 def test_the_released_options_keep_their_names_and_defaults():
@@ -336,3 +336,43 @@ def test_options_that_do_not_fit_leave_the_name_free(workplace, monkeypatch):
 def test_a_device_that_is_not_there_is_refused(workplace, monkeypatch, device):
     with pytest.raises(InputError, match=f"--device {device}"):
         train(monkeypatch, "--device", device)
+
+
+def test_a_bad_batch_is_whole_in_the_log_and_short_in_the_error(workplace, monkeypatch):
+    for path in Path("data/train").glob("*.pt"):
+        save_tensor(path, torch.full((SEQ, MEL), float("nan")))
+    with pytest.raises(InputError, match=r"its batch of 17: .*\.\.\. .*--on_nonfinite.*--resume") as stopped:
+        train(monkeypatch, "--batch_size", 17)
+    assert len(str(stopped.value)) < 350
+    log = Path("logs/foo.dir/foo.log").read_text()
+    assert len({name for name in load_lengths("data/train") if name in log}) == 17
+
+
+def test_curves_written_after_a_clock_was_set_back_are_read_last(workplace, monkeypatch):
+    train(monkeypatch, "--experiment_name", "whole")
+    train(monkeypatch, "--experiment_name", "cut", "--max_steps", 7)
+    (events,) = Path("logs/cut.dir/cut.tb_log").iterdir()
+    start, rest = events.name[: len("events.out.tfevents.")], events.name.split(".", 4)[4]
+    events.rename(events.with_name(f"{start}4000000000.{rest}"))
+    train(monkeypatch, "--experiment_name", "cut", "--resume")
+    assert made("whole")[1] == made("cut")[1]
+
+
+def test_overwriting_an_experiment_removes_its_own_files_only(workplace, monkeypatch):
+    train(monkeypatch, "--epochs", 1)
+    mine = [Path("logs/foo.dir") / name for name in ("foo__mine.model", "foo.tb_log/notes.txt")]
+    for path in mine:
+        path.write_text("years of work")
+    with pytest.raises(InputError, match="is to be read"):
+        train(monkeypatch, "--init_from", "logs/foo.dir/foo__epoch_1.model", "--overwrite", base=SMALL)
+    train(monkeypatch, "--epochs", 1, "--overwrite")
+    assert all(path.read_text() == "years of work" for path in mine)
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_released_experiment_is_not_overwritten_unless_told(workplace, monkeypatch, resume):
+    Path("logs/foo.dir").mkdir(parents=True)
+    Path("logs/foo.dir/foo__epoch_1.model").write_text("weeks of training")
+    with pytest.raises(InputError, match=r"holds an experiment without config\.json"):
+        train(monkeypatch, "--epochs", 1, *resume)
+    assert [path.name for path in Path("logs/foo.dir").iterdir()] == ["foo__epoch_1.model"]

@@ -12,9 +12,9 @@ logs/<name>.dir/
 import contextlib
 import logging
 import re
-import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,22 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils.errors import InputError, one_line
 from utils.files import (
-    LOCK_FILE,
     atomic_write,
     check_name,
     lock_directory,
     naming_file,
+    other_files,
     read_json,
+    refuse_special_file,
+    refuse_to_remove,
     remove_leftovers,
+    remove_made,
     write_json,
 )
 from utils.prepared import load_untrusted
 
 STATES_KEPT = 2
+CURVES = re.compile(r"(events\.out\.tfevents\.)(\d+)(\..*)")  # the name of a file of TensorBoard's, with its time
 MAX_STATE_BYTES = 1 << 38  # 256 GiB: a model of 20 thousand million parameters and what Adam knows of it
 
 log = logging.getLogger("apc")
@@ -77,15 +81,10 @@ class Experiment:
 
     def __enter__(self) -> "Experiment":
         with contextlib.ExitStack() as stack:
-            stack.enter_context(lock_directory(self.path, "another run of this experiment"))
+            stack.enter_context(lock_directory(self.path, "another run of this experiment", self._check))
             remove_leftovers(self.path)
             if self._overwrite:
                 self._empty()
-            elif self.config_path.exists() and not self._resume:
-                raise InputError(f"{self.path} already holds an experiment; continue it with --resume, give another "
-                                 "--experiment_name, or --overwrite it")  # fmt: skip
-            elif self.config_path.exists():
-                self._check_options(read_json(self.config_path))
             write_json(self.config_path, self._config)
             self._start_log(stack)
             stack.callback(setattr, threading, "excepthook", threading.excepthook)
@@ -111,9 +110,22 @@ class Experiment:
             points: those of that step, as the saved state has them. An epoch's points share its last step, and an
                 interrupted run may have written them after the state was saved.
         """
+        self._put_curves_before(int(time.time()))
         self._writer = SummaryWriter(str(self.tensorboard_path), purge_step=step)
         for curve, value in points.items():
             self.add_point(curve, value, step)
+
+    def _put_curves_before(self, now: int) -> None:
+        """Rename curves of a clock that was ahead: TensorBoard reads files in the order of the times in their names."""
+        files = self._curve_files()
+        for number, path in enumerate(files):
+            start, then, rest = CURVES.fullmatch(path.name).groups()
+            path.rename(path.with_name(f"{start}{min(int(then), now - len(files) + number):010d}{rest}"))
+
+    def _curve_files(self) -> list[Path]:
+        """TensorBoard's files, in its order."""
+        found = self.tensorboard_path.iterdir() if self.tensorboard_path.is_dir() else ()
+        return sorted(path for path in found if CURVES.fullmatch(path.name))
 
     def add_points(self, group: str, points: dict[str, float], step: int) -> None:
         """Add points of a step to the curves of a group."""
@@ -172,6 +184,25 @@ class Experiment:
         found = [(int(match[1]), path) for path in self.path.iterdir() if (match := numbered.fullmatch(path.name))]
         return [path for _, path in sorted(found)]
 
+    def _check(self) -> None:
+        """Raise InputError where this run is not to write there; nothing has been written yet."""
+        for path in (self.path / f"{self.name}.log", self.tensorboard_path):
+            refuse_special_file(path)
+        if self._overwrite:
+            refuse_to_remove(self.path, [self._config.get("init_from")])
+        elif self.config_path.exists() and self._resume:
+            self._check_options(read_json(self.config_path))
+        elif self.config_path.exists() or self._made():
+            has_config = "" if self.config_path.exists() else f" without {self.config_path.name}"
+            raise InputError(f"{self.path} already holds an experiment{has_config}; continue it with --resume, give "
+                             "another --experiment_name, or --overwrite it")  # fmt: skip
+
+    def _made(self) -> list[str]:
+        """The names of the files that are an experiment's own."""
+        own = re.compile(re.escape(self.name) + r"(__epoch_\d+\.model|__best\.model|__step_\d+\.state|\.log)")
+        names = sorted(other_files(self.path))
+        return [name for name in names if own.fullmatch(name) or name == self.config_path.name]
+
     def _check_options(self, before: dict[str, Any]) -> None:
         changed = [
             f"{key} was {one_line(before.get(key), 60)} and is now {one_line(self._config.get(key), 60)}"
@@ -183,13 +214,11 @@ class Experiment:
 
     def _empty(self) -> None:
         """Remove an experiment's own files, and nothing else."""
-        shutil.rmtree(self.tensorboard_path, ignore_errors=True)
-        for path in self.path.iterdir():
-            if path.name.startswith(f"{self.name}__") and path.suffix in (".model", ".state"):
-                path.unlink()
-        (self.path / f"{self.name}.log").unlink(missing_ok=True)
-        self.config_path.unlink(missing_ok=True)
-        others = sorted(path.name for path in self.path.iterdir() if path.name != LOCK_FILE)
+        remove_made(self.tensorboard_path, [path.name for path in self._curve_files()])
+        with contextlib.suppress(OSError):  # missing, or holds other files
+            self.tensorboard_path.rmdir()
+        remove_made(self.path, self._made())
+        others = sorted(other_files(self.path))
         if others:
             log.warning("%s also holds %s, left as they are", self.path, one_line(", ".join(others), 200))
 
@@ -200,8 +229,6 @@ class Experiment:
         log.propagate = False
         formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
         log_path = self.path / f"{self.name}.log"
-        if log_path.is_symlink():
-            log_path.unlink()  # replaced, not followed
         for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(log_path)):
             handler.setFormatter(formatter)
             log.addHandler(handler)

@@ -20,12 +20,15 @@ import torch
 from utils.errors import InputError
 from utils.files import atomic_write, naming_file
 from utils.kaldi_io import append_matrix, check_scp_can_name, write_scp
+from utils.normalization import NORMALIZATION_FILE
 from utils.output_directory import OutputDirectory
 from utils.prepared import TENSOR_SUFFIX
+from utils.sources import REMARKS_FILE
 
 ARK, SCP, PARTIAL_ARK = "feats.ark", "feats.scp", "feats.ark.partial"
 FORMATS = ("pt", "npy", "ark")
-SUFFIXES = (TENSOR_SUFFIX, ".npy")
+FACTS = {"frames": int, "length": int, "is_long": bool}  # what is recorded of an utterance
+ARK_FACTS = {"offset": int, "end": int}
 IN_MEMORY_BYTES = 4 << 20  # of an utterance's features; longer ones wait on the disk
 BLOCK_FRAMES = 4096
 PT_VERSION = b"3\n"  # of PyTorch's zip format
@@ -132,7 +135,7 @@ class FilesByUtterance:
 
     Args:
         out: the directory.
-        suffix: one of SUFFIXES.
+        suffix: .pt or .npy.
         all_layers: whether features keep their first dimension.
         half: float16 instead of float32.
     """
@@ -157,6 +160,7 @@ class FilesByUtterance:
     def save(self, utterance: str, spool: Spool) -> dict[str, Any]:
         """Put an utterance into its place. Returns what to record of it."""
         shape = (spool.num_layers, spool.frames, spool.size)[0 if self._all_layers else 1 :]
+        self._out.claim(utterance)
         with atomic_write(self._out.tensor_path(utterance)) as file:
             self._write(file, spool, shape)
         return {}
@@ -186,8 +190,6 @@ class KaldiArchive:
         partial, whole = out.path / PARTIAL_ARK, out.path / ARK
         if whole.exists():
             whole.replace(partial)  # a job was killed before the directory was complete
-        if partial.is_symlink():
-            partial.unlink()  # replaced, not followed
         self._file = partial.open("r+b" if partial.exists() else "w+b")
         self._forget_what_is_not_there()
 
@@ -232,6 +234,12 @@ class KaldiArchive:
         """Close the archive."""
         with naming_file(self._out.path / PARTIAL_ARK):  # writes again what a full disk did not take
             self._file.close()
+
+
+def extra_files(made_from: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the files that extraction writes besides those by utterance, given what features were made from."""
+    archive = (ARK, SCP, PARTIAL_ARK) if made_from.get("format") == "ark" else ()
+    return (*archive, REMARKS_FILE, *(() if made_from.get("data_norm") == "none" else (NORMALIZATION_FILE,)))
 
 
 def open_features(out: OutputDirectory, form: str, all_layers: bool, half: bool) -> FilesByUtterance | KaldiArchive:

@@ -3,8 +3,11 @@
 import contextlib
 import json
 import os
+import re
+import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,14 +53,20 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
-def make_way_for(path: Path) -> None:
+def make_way_for(path: Path, reads: Path | None = None) -> None:
     """See to it before the work that its result can be written: make the directory of a file to come.
 
+    Args:
+        path: the file to come.
+        reads: a file that the work reads.
+
     Raises:
-        InputError: the path is a directory itself.
+        InputError: the path is a directory itself, or the file that is read.
     """
     if path.is_dir():
         raise InputError(f"{path} is a directory: give a file to write")
+    if reads and path.exists() and path.samefile(reads):
+        raise InputError(f"{path} is the file to read: give another one to write")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -83,24 +92,69 @@ def remove_leftovers(directory: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def remove_made(directory: Path, names: Iterable[str]) -> None:
+    """Remove what was made in a directory, in this order. The names that are not there are ignored."""
+    for name in names:
+        path = directory / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def other_files(directory: Path) -> set[str]:
+    """The names in a directory, other than the lock and temporary files."""
+    names = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    is_temporary = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}.*{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL).fullmatch
+    return {name for name in names if name != LOCK_FILE and not is_temporary(name)}
+
+
+def refuse_other_files(directory: Path, made: Iterable[str] = ()) -> None:
+    """Raise InputError where a directory holds more than the files that were made there."""
+    if others := other_files(directory).difference(made):
+        raise InputError(f"{directory} already holds other files ({one_line(min(others), 80)}); give a new directory")
+
+
+def refuse_to_remove(directory: str | Path, reads: Iterable[str | Path | None]) -> None:
+    """Raise InputError where a path that is to be read lies in a directory that --overwrite empties."""
+    emptied = Path(directory).resolve()
+    for path in filter(None, reads):
+        if emptied in (resolved := Path(path).resolve(), *resolved.parents):
+            raise InputError(f"{path} is to be read, and --overwrite empties {directory}; give another directory")
+
+
+def refuse_special_file(path: Path) -> None:
+    """Raise InputError for a link, which may lead outside the directory, and for a pipe, which may hang."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(f"{path} is a link, pipe or device, which is not written to; remove it")
+
+
 @contextlib.contextmanager
-def lock_directory(directory: Path, what: str) -> Iterator[None]:
+def lock_directory(directory: Path, what: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Own a directory for the length of the block. The system frees the lock when the process dies, however it does.
 
     Args:
         directory: made if missing.
         what: what the other process would be doing, for the error: "another run of this experiment".
+        check: raises InputError where the directory is not to be used. Nothing is written there before.
 
     Raises:
         InputError: another process owns it.
     """
+    lock = directory / LOCK_FILE
+    refuse_special_file(lock)
+    if not lock.exists():
+        check()
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK_FILE).open("ab") as file:
+    with lock.open("ab") as file:
         if fcntl is not None:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # by process, so that no forked worker keeps it
             except (BlockingIOError, PermissionError) as error:
                 raise InputError(f"{directory} is in use by {what}; wait for it to end") from error
+        check()
         yield
 
 

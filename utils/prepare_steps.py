@@ -1,6 +1,6 @@
 """What a worker process of prepare_data.py does with an utterance."""
 
-import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,9 +86,11 @@ class ToRawFrames(NamedTuple):
         if raw is None:
             frames = _load(utterance)
             raw = frame_sums(frames), frames
+            content = io.BytesIO()  # what np.save cannot write to a file is an error without a reason
+            np.save(content, raw[0])
+            np.save(content, frames[: self.max_seq_len + 1])  # one more, to tell that it is truncated
             with atomic_write(path) as file:
-                np.save(file, raw[0])
-                np.save(file, frames[: self.max_seq_len + 1])  # one more, to tell that it is truncated
+                file.write(content.getbuffer())
         return Outcome(len(raw[1]), raw[1].shape[1], sums=raw[0])
 
 
@@ -99,11 +101,15 @@ def raw_path(folder: Path, utterance: str) -> Path:
 
 def read_raw(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """The sums and raw frames that a first pass left; None where it did not, or they are damaged."""
-    with contextlib.suppress(OSError, ValueError, EOFError), path.open("rb") as file:
-        sums, frames = np.load(file, allow_pickle=False), np.load(file, allow_pickle=False)
-        if frames.dtype == np.float32 and sums.shape == (2, frames.shape[1] + 1):
-            return sums, frames
-    return None
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            sums, frames = (np.lib.format.read_array(file, allow_pickle=False) for _ in range(2))
+    except Exception:  # a damaged file raises nearly anything; MemoryError where it claims more than there is
+        return None
+    fits = frames.ndim == 2 and frames.dtype == np.float32 and sums.shape == (2, frames.shape[1] + 1)
+    return (sums, frames) if fits else None
 
 
 def _load(utterance: Any) -> np.ndarray:

@@ -25,7 +25,8 @@ from utils.signals import StopRequest
 from utils.sources import REMARKS_FILE, Source, save_remarks
 from utils.utterances import BadUtterance
 
-RAW_FOLDER = ".raw"
+RAW_FOLDER, RAW_NORMS = ".raw", ("speaker", "global")  # where raw frames wait for their statistics, and in which modes
+FACTS = {"frames": int, "mel_dim": int, "truncated": bool}  # what is recorded of an utterance
 CHUNK_BYTES, CHUNK_UTTERANCES = 1 << 20, 8  # what a worker is given at once
 
 
@@ -78,16 +79,23 @@ def prepare(source: Source, save_dir: str | Path, options: Options) -> Summary:
     }
     if _needs_speakers(options, normalizer):
         made_from["speakers"] = options.speakers.digest()
-    extra_files = (NORMALIZATION_FILE, RAW_FOLDER, REMARKS_FILE)
     with (
         StopRequest("run the same command again to continue") as stop,
-        OutputDirectory(save_dir, made_from, options.overwrite, extra_files) as out,
+        OutputDirectory(save_dir, made_from, options.overwrite, extra_files, FACTS, overwrite_released=True) as out,
     ):
         job = _Job(source, out, options, stop)
         if not out.complete:
             job.run(normalizer)
-        shutil.rmtree(out.path / RAW_FOLDER, ignore_errors=True)
+        if RAW_FOLDER in extra_files(made_from):
+            shutil.rmtree(out.path / RAW_FOLDER, ignore_errors=True)
         return job.summary()
+
+
+def extra_files(made_from: dict[str, Any]) -> tuple[str, ...]:
+    """The names of what preparing writes besides tensors, given what a directory was made from."""
+    norm = made_from.get("norm", "none")
+    of_norm = () if norm == "none" else (NORMALIZATION_FILE, RAW_FOLDER) if norm in RAW_NORMS else (NORMALIZATION_FILE,)
+    return (*of_norm, REMARKS_FILE)
 
 
 def _needs_speakers(options: Options, normalizer: Normalizer | None) -> bool:
@@ -109,7 +117,7 @@ class _Job:
         """Write every tensor, then lengths.pkl."""
         out, norm = self.out, self.options.norm
         raw_folder = None
-        if normalizer is None and norm in ("speaker", "global"):
+        if normalizer is None and norm in RAW_NORMS:
             raw_folder = out.path / RAW_FOLDER
             if not (out.path / NORMALIZATION_FILE).exists():
                 self._gather_statistics(raw_folder)
@@ -131,8 +139,6 @@ class _Job:
 
     def _gather_statistics(self, raw_folder: Path) -> None:
         """The first pass: raw frames into a folder, and normalization.json when all are there."""
-        if raw_folder.is_symlink():
-            raw_folder.unlink()  # replaced, not followed
         raw_folder.mkdir(exist_ok=True)
         sums: dict[str, np.ndarray] = {}
 
@@ -171,7 +177,7 @@ class _Job:
                 continue
             order.append(found.utterance)
             if not self.out.has(found.utterance):
-                self.out.done.pop(found.utterance, None)  # recorded, but its tensor is gone
+                self.out.claim(found.utterance)
                 if raw_folder:
                     raw = RawUtterance(found.utterance, found.where, found.num_bytes, found.source, raw_folder)
                     found = found._replace(source=raw)
@@ -218,7 +224,7 @@ class _Job:
         """Counts of a directory that is complete."""
         lengths = self.out.lengths()
         skipped_file = self.out.path / SKIPPED_FILE
-        skipped = skipped_file.read_bytes().count(b"\n") if skipped_file.exists() else 0
+        skipped = skipped_file.read_bytes().count(b"\n") if skipped_file.is_file() else 0
         truncated = None if self.out.complete else sum(facts["truncated"] for facts in self.out.done.values())
         path = self.out.path / NORMALIZATION_FILE
         normalization = Normalizer.load(path).describe() if path.exists() else ""
