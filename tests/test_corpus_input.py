@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 import soundfile
-from downstream.labels import read_labels
+from downstream.probing.labels import read_labels
 from preparing_runs import content, prepare, prepare_audio
 
 from utils.errors import InputError
