@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from preparing_runs import prepare, prepare_audio
 
-import export_features
+from export import export_features
 from utils.errors import InputError
 from utils.prepared import load_lengths, load_tensor, save_lengths
 
