@@ -6,7 +6,7 @@
     python load_pretrained_model.py --checkpoint bs32-rhl3-rhs512-rd0-adam-res-ts3.pt \
         --data LibriSpeech/dev-clean --save_dir features/dev-clean --format ark
 
-Killed half way, the same command goes on. Sources, formats and options: README.md.
+Killed half way, the same command goes on. Sources, formats and options: docs/features.md.
 
 In a notebook:
 

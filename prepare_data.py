@@ -3,7 +3,7 @@
     python prepare_data.py --librispeech_from_kaldi dev-clean.blogmel --save_dir librispeech_data/preprocessed/dev-clean
     python prepare_data.py --librispeech_audio LibriSpeech/dev-clean --save_dir librispeech_data/preprocessed/dev-clean
 
-Killed half way, the same command continues. Sources, formats and options: README.md.
+Killed half way, the same command continues. Sources, formats and options: docs/data.md.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = (".", "downstream", "benchmarks", "examples")
+FOLDERS = (".", "downstream", "export", "benchmarks", "examples")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 SCRIPTS = [path for path in FILES if "__main__" in path.read_text(encoding="utf-8")]
 

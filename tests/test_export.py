@@ -9,7 +9,7 @@ import pytest
 from conftest import make_prepared
 from preparing_runs import prepare, prepare_audio
 
-import export_features
+from export import export_features
 from utils.errors import InputError
 from utils.prepared import load_lengths, load_tensor, save_lengths, save_tensor
 

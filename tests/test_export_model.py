@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-import export_model
 from apc_model import APCModel
+from export import export_model
 from load_pretrained_model import load_pretrained
 from utils import PrenetConfig, RNNConfig
 from utils.errors import InputError

@@ -12,9 +12,9 @@ import torch
 from conftest import make_prepared
 from preparing_runs import prepare_audio
 
-import export_features
 import load_pretrained_model
 from apc_model import APCModel
+from export import export_features
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig, audio
 from utils.errors import InputError

@@ -18,7 +18,7 @@ from limits import MIB, memory_limit, time_limit
 from preparing_runs import prepare
 
 from apc_model import APCModel
-from export_model import to_safetensors
+from export.export_model import to_safetensors
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.errors import InputError

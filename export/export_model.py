@@ -1,7 +1,7 @@
 """Hand an APC feature extractor to other runtimes.
 
-    python export_model.py --checkpoint logs/foo.dir/foo__epoch_100.model --save apc.onnx
-    python export_model.py --checkpoint bs32-rhl3-rhs512-rd0-adam-res-ts3.pt --save apc.safetensors
+    python export/export_model.py --checkpoint logs/foo.dir/foo__epoch_100.model --save apc.onnx
+    python export/export_model.py --checkpoint bs32-rhl3-rhs512-rd0-adam-res-ts3.pt --save apc.safetensors
 
 The ending says what is written:
 
@@ -11,6 +11,11 @@ The ending says what is written:
     .safetensors  the weights, with what they do not show as metadata: load_pretrained reads it
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 
 import argparse
@@ -18,7 +23,6 @@ import io
 import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import safetensors.torch
 import torch

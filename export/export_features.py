@@ -1,11 +1,15 @@
 """Hand features to other tools: a prepared directory, or extracted features, as a .blogmel or a Kaldi archive.
 
-python export_features.py --data librispeech_data/preprocessed/dev-clean --save dev-clean.ark
+python export/export_features.py --data librispeech_data/preprocessed/dev-clean --save dev-clean.ark
 """
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm

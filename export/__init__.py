@@ -1,0 +1,1 @@
+"""Scripts that write models and features in the formats of other tools."""
