@@ -8,9 +8,9 @@ import struct
 import numpy as np
 import pytest
 import soundfile
-from downstream.probing.labels import read_labels
 from preparing_runs import content, prepare, prepare_audio
 
+from downstream.probing.labels import read_labels
 from utils.errors import InputError
 from utils.kaldi_io import scan_archive, write_ark
 from utils.prepared import load_lengths
