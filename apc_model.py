@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
-from utils.errors import InputError
 from utils.rnn.layer import State, run_layer
 from utils.rnn.packing import Packing, check_lengths
+from utils.system.errors import InputError
 
 RNN_CLASSES = dict(zip(RNN_TYPES, (nn.GRU, nn.LSTM), strict=True))
 

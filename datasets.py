@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils.batch_order import BatchOrder, deal
-from utils.errors import InputError, one_line
-from utils.log_mel import hours
-from utils.prepared import TENSOR_SUFFIX, list_utterances, load_tensor, load_utterance, read_bytes
-from utils.signals import start_worker
+from utils.audio.log_mel import hours
+from utils.corpus.batch_order import BatchOrder, deal
+from utils.corpus.prepared import TENSOR_SUFFIX, list_utterances, load_tensor, load_utterance, read_bytes
+from utils.system.errors import InputError, one_line
+from utils.system.signals import start_worker
 
 TOLD_BY = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
 

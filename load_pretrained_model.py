@@ -26,21 +26,21 @@ from typing import Any
 import torch
 
 from apc_model import APCModel
-from utils.checkpoints import load_weights, read_checkpoint
-from utils.command_line import HelpFormatter, add_residual_option, count, positive
-from utils.errors import InputError, run_script
-from utils.extraction import Extraction, Options, pick_layers
-from utils.feature_files import ARK_FACTS, FACTS, FORMATS, extra_files, open_features
-from utils.files import refuse_to_remove
-from utils.frame_readers import gather_statistics, normalized
-from utils.log_mel import NUM_MEL_BINS, hours
-from utils.memory import reuse_freed_memory
-from utils.normalization import NORMALIZATION_FILE, Normalizer, Speakers
-from utils.options import pick_device
-from utils.output_directory import OutputDirectory
-from utils.signals import StopRequest
-from utils.source_options import add_source_options, choose_norm, choose_speakers
-from utils.sources import AudioSource, Source, closing_lines, find_source
+from utils.audio.log_mel import NUM_MEL_BINS, hours
+from utils.corpus.arguments import add_source_options, choose_norm, choose_speakers
+from utils.corpus.frame_readers import gather_statistics, normalized
+from utils.corpus.normalization import NORMALIZATION_FILE, Normalizer, Speakers
+from utils.corpus.output_directory import OutputDirectory
+from utils.corpus.sources import AudioSource, Source, closing_lines, find_source
+from utils.features.extraction import Extraction, Options, pick_layers
+from utils.features.feature_files import ARK_FACTS, FACTS, FORMATS, extra_files, open_features
+from utils.system.arguments import HelpFormatter, add_residual_option, count, positive
+from utils.system.errors import InputError, run_script
+from utils.system.files import refuse_to_remove
+from utils.system.memory import reuse_freed_memory
+from utils.system.signals import StopRequest
+from utils.training.arguments import pick_device
+from utils.training.checkpoints import load_weights, read_checkpoint
 
 
 def load_pretrained(

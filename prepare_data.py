@@ -10,14 +10,14 @@ import argparse
 import os
 from pathlib import Path
 
-from utils.command_line import HelpFormatter, positive
-from utils.errors import run_script
-from utils.files import refuse_to_remove
-from utils.log_mel import hours
-from utils.memory import reuse_freed_memory
-from utils.preparing import Options, Summary, prepare
-from utils.source_options import add_source_options, choose_norm, choose_speakers
-from utils.sources import ArchiveSource, AudioSource, Source, closing_lines
+from utils.audio.log_mel import hours
+from utils.corpus.arguments import add_source_options, choose_norm, choose_speakers
+from utils.corpus.preparation import Options, Summary, prepare
+from utils.corpus.sources import ArchiveSource, AudioSource, Source, closing_lines
+from utils.system.arguments import HelpFormatter, positive
+from utils.system.errors import run_script
+from utils.system.files import refuse_to_remove
+from utils.system.memory import reuse_freed_memory
 
 MAX_SEQ_LEN = 1 << 20  # frames: nearly three hours
 

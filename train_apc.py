@@ -10,7 +10,7 @@ On 8 GPUs of one machine; on 2 machines of 8, the same on both (the first one's 
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=ADDRESS:PORT --rdzv_id=ts3 \
         train_apc.py --rnn_residual --time_shift 3 --experiment_name ts3 --resume
 
-Writes logs/<experiment_name>.dir/ (see utils/experiment.py). Can be killed at any moment: the same command with
+Writes logs/<experiment_name>.dir/ (see utils/training/experiment.py). Can be killed at any moment: the same command with
 --resume goes on and ends with the same weights, bit for bit, on the same machine with as many processes.
 """
 
@@ -29,22 +29,22 @@ from torch import nn
 from apc_model import APCModel
 from datasets import Batch, BatchOrder, BatchReader, LibriSpeech, Share, load_split, shares
 from utils import PrenetConfig, RNNConfig
-from utils.checkpoints import load_weights, read_checkpoint
-from utils.distributed import Ranks
-from utils.errors import InputError, Stopped, one_line, run_script
-from utils.experiment import Bystander, Experiment
-from utils.figures import draw_epoch
-from utils.memory import reuse_freed_memory
-from utils.objective import Objective
-from utils.optimizers import make_optimizer, step_if_finite
-from utils.options import MAY_DIFFER, may_change, parse_training_options
-from utils.progress import Progress
-from utils.saves import Saves
-from utils.schedules import rate_share
-from utils.signals import StopRequest
-from utils.step_log import StepLog, Unread
-from utils.training_state import seed_step
-from utils.validation import validation_losses
+from utils.system.errors import InputError, Stopped, one_line, run_script
+from utils.system.memory import reuse_freed_memory
+from utils.system.signals import StopRequest
+from utils.training.arguments import MAY_DIFFER, may_change, parse_training_options
+from utils.training.checkpoints import load_weights, read_checkpoint
+from utils.training.distributed import Ranks
+from utils.training.experiment import Bystander, Experiment
+from utils.training.figures import draw_epoch
+from utils.training.metrics import StepLog, Unread
+from utils.training.objective import Objective
+from utils.training.optimizers import make_optimizer, step_if_finite
+from utils.training.progress import Progress
+from utils.training.saves import Saves
+from utils.training.schedules import rate_share
+from utils.training.training_state import seed_step
+from utils.training.validation import validation_losses
 
 READ_EVERY = {"cpu": 1, "cuda": 50}  # steps between two readings of losses from the device: each one waits for it
 MAX_SKIPPED_IN_A_ROW = 5

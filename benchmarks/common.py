@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from apc_model import APCModel
 from utils import RNNConfig
-from utils.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, reuse_freed_memory
-from utils.prepared import save_lengths, save_tensor
+from utils.corpus.prepared import save_lengths, save_tensor
+from utils.system.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, reuse_freed_memory
 
 MEL_DIM = 80
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h

@@ -28,13 +28,13 @@ import soundfile
 import torch
 from common import MEL_DIM, memory_mb, seconds_of
 
-from utils.kaldi_io import write_ark, write_blogmel
-from utils.log_mel import SAMPLE_RATE
-from utils.memory import reuse_freed_memory
-from utils.parallel import ordered_map
-from utils.preparing import Options, in_chunks, prepare
-from utils.sources import ArchiveSource, AudioSource
-from utils.utterances import Utterance
+from utils.audio.log_mel import SAMPLE_RATE
+from utils.corpus.preparation import Options, in_chunks, prepare
+from utils.corpus.sources import ArchiveSource, AudioSource
+from utils.kaldi.archives import write_ark, write_blogmel
+from utils.kaldi.matrices import Utterance
+from utils.system.memory import reuse_freed_memory
+from utils.system.workers import ordered_map
 
 MAX_SEQ_LEN = 1600
 BYTES_PER_NUMBER = 8.5  # of text

@@ -31,7 +31,7 @@ from common import (
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils.objective import apc_loss
+from utils.training.objective import apc_loss
 
 OURS, PACKED, PADDED = "this project", "packed", "padded"
 TIME_SHIFT = 1

@@ -24,10 +24,10 @@ from downstream.probing.options import add_corpus_options, add_feature_options, 
 from downstream.probing.probes import Labelled, ProbeOptions, train_probe
 from downstream.probing.scoring import percent
 from downstream.probing.splits import DEV, SETS, TEST, TRAIN
-from utils.command_line import HelpFormatter
-from utils.errors import InputError, run_script
-from utils.files import make_way_for, write_json
-from utils.memory import reuse_freed_memory
+from utils.system.arguments import HelpFormatter
+from utils.system.errors import InputError, run_script
+from utils.system.files import make_way_for, write_json
+from utils.system.memory import reuse_freed_memory
 
 PROBE = ProbeOptions(learning_rate=1e-2, batch_size=32, max_epochs=100, patience=10)  # utterances, not frames: few
 

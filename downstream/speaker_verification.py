@@ -28,10 +28,10 @@ from downstream.probing.features import FeatureSets
 from downstream.probing.options import add_corpus_options, add_feature_options, add_run_options
 from downstream.probing.scoring import equal_error_rate
 from downstream.probing.splits import TEST, TRAIN
-from utils.command_line import HelpFormatter
-from utils.errors import InputError, one_line, run_script
-from utils.files import make_way_for, write_json
-from utils.memory import reuse_freed_memory
+from utils.system.arguments import HelpFormatter
+from utils.system.errors import InputError, one_line, run_script
+from utils.system.files import make_way_for, write_json
+from utils.system.memory import reuse_freed_memory
 
 MAX_TRIALS = 20_000
 SAME = {"1": True, "0": False, "target": True, "nontarget": False}

@@ -24,13 +24,13 @@ import torch
 
 from apc_model import APCModel
 from load_pretrained_model import describe, load_pretrained
-from utils.audio import waveform_blocks
-from utils.command_line import HelpFormatter, add_residual_option, natural, positive
-from utils.errors import InputError, run_script
-from utils.files import atomic_write, make_way_for
-from utils.log_mel import NUM_MEL_BINS, SAMPLE_RATE, OnlineLogMel
-from utils.normalization import Normalizer
-from utils.signals import StopRequest
+from utils.audio.log_mel import NUM_MEL_BINS, SAMPLE_RATE, OnlineLogMel
+from utils.audio.waveforms import waveform_blocks
+from utils.corpus.normalization import Normalizer
+from utils.system.arguments import HelpFormatter, add_residual_option, natural, positive
+from utils.system.errors import InputError, run_script
+from utils.system.files import atomic_write, make_way_for
+from utils.system.signals import StopRequest
 
 SAMPLE_BYTES = 2  # of the samples on stdin
 SAMPLES_PER_MS = SAMPLE_RATE // 1000

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from utils.command_line import HelpFormatter
-from utils.errors import run_script
-from utils.files import make_way_for
-from utils.kaldi_io import write_ark, write_blogmel
-from utils.prepared import TENSOR_SUFFIX, load_lengths, load_utterance
+from utils.corpus.prepared import TENSOR_SUFFIX, load_lengths, load_utterance
+from utils.kaldi.archives import write_ark, write_blogmel
+from utils.system.arguments import HelpFormatter
+from utils.system.errors import run_script
+from utils.system.files import make_way_for
 
 BLOGMEL_SUFFIXES = (".blogmel", ".blogmel.xz", ".blogmel.gz")
 MAX_DECIMALS = 149  # of a float32: the smallest is 2 ** -149

@@ -29,10 +29,10 @@ import torch
 
 from apc_model import APCModel
 from load_pretrained_model import load_pretrained
-from utils.checkpoints import CONFIG_KEY, describe_config
-from utils.command_line import HelpFormatter, add_residual_option
-from utils.errors import InputError, run_script
-from utils.files import atomic_write, make_way_for
+from utils.system.arguments import HelpFormatter, add_residual_option
+from utils.system.errors import InputError, run_script
+from utils.system.files import atomic_write, make_way_for
+from utils.training.checkpoints import CONFIG_KEY, describe_config
 
 OPSET = 18
 EXAMPLE_BATCH, EXAMPLE_FRAMES = 2, 5  # of the inputs that the exporters follow

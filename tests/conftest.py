@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_runs import MEL, SEQ
 
-from utils.prepared import save_lengths, save_tensor
+from utils.corpus.prepared import save_lengths, save_tensor
 
 
 def make_prepared(directory: Path, lengths: list[int], max_seq_len: int = 40, mel_dim: int = 6, seed: int = 0) -> Path:

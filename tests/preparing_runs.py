@@ -8,13 +8,13 @@ import prepare_data
 
 ROOT = Path(__file__).parent.parent
 OWNERS = {  # where a method is from, and whose it is
-    "_record": ("utils.preparing", "_Job"), "_size_error": ("utils.preparing", "_Job"),
-    "save": ("utils.normalization", "Normalizer"), "log_mel": ("utils", "audio"),
+    "_record": ("utils.corpus.preparation", "_Job"), "_size_error": ("utils.corpus.preparation", "_Job"),
+    "save": ("utils.corpus.normalization", "Normalizer"), "log_mel": ("utils", "audio"),
 }  # fmt: skip
 DIE = """
 import os, signal, sys
 import prepare_data
-from utils.errors import run_script
+from utils.system.errors import run_script
 from {module} import {owner}
 whole, calls = {owner}.{method}, 0
 def dying(*args, **options):

@@ -8,11 +8,11 @@ import pytest
 import soundfile
 from preparing_runs import ROOT, content, prepare, prepare_audio, run_to_death
 
-from utils.audio import read_waveform
-from utils.errors import InputError
-from utils.log_mel import log_mel
-from utils.normalization import Normalizer
-from utils.prepared import load_lengths, load_tensor
+from utils.audio.log_mel import log_mel
+from utils.audio.waveforms import read_waveform
+from utils.corpus.normalization import Normalizer
+from utils.corpus.prepared import load_lengths, load_tensor
+from utils.system.errors import InputError
 
 SAMPLE = ROOT / "librispeech_data" / "sample"
 REAL = sorted((SAMPLE / "audio").rglob("*.flac"))

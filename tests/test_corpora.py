@@ -9,8 +9,8 @@ from conftest import make_prepared
 from training_runs import MEL, SEQ, curves, train, weights
 
 from datasets import LibriSpeech
-from utils.errors import InputError
-from utils.prepared import load_lengths, save_lengths
+from utils.corpus.prepared import load_lengths, save_lengths
+from utils.system.errors import InputError
 
 LOGS = Path("logs")
 LOG, CONFIG = LOGS / "foo.dir/foo.log", LOGS / "foo.dir/config.json"

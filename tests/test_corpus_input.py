@@ -11,9 +11,9 @@ import soundfile
 from preparing_runs import content, prepare, prepare_audio
 
 from downstream.probing.labels import read_labels
-from utils.errors import InputError
-from utils.kaldi_io import scan_archive, write_ark
-from utils.prepared import load_lengths
+from utils.corpus.prepared import load_lengths
+from utils.kaldi.archives import scan_archive, write_ark
+from utils.system.errors import InputError
 
 RATE = 16000
 FORMATS = [
@@ -106,7 +106,7 @@ def test_an_unreadable_directory_is_an_error_or_counted(tmp_path, capsys, monkey
             raise PermissionError(errno.EACCES, "Permission denied", str(folder))
         return scandir(folder)
 
-    monkeypatch.setattr("utils.audio.os.scandir", refuse)
+    monkeypatch.setattr("utils.audio.waveforms.os.scandir", refuse)
     with pytest.raises(InputError, match=r"locked cannot be read: Permission denied; --on_error skip"):
         prepare_audio(tmp_path / "a", tmp_path / "out", "--norm", "none")
     assert not (tmp_path / "out").exists()

@@ -8,8 +8,8 @@ from conftest import make_prepared
 from refusals import RunsCode
 
 from datasets import BatchOrder, BatchReader, LibriSpeech, find_split
-from utils.errors import InputError
-from utils.prepared import load_lengths, load_tensor, save_tensor
+from utils.corpus.prepared import load_lengths, load_tensor, save_tensor
+from utils.system.errors import InputError
 
 
 def read(dataset, order, workers):

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from training_runs import MEL, SEQ, TOO_LARGE, curves
 from training_runs import train as train_here
 
-from utils.batch_order import BatchOrder, deal
-from utils.distributed import Ranks
-from utils.prepared import load_tensor, save_tensor
+from utils.corpus.batch_order import BatchOrder, deal
+from utils.corpus.prepared import load_tensor, save_tensor
+from utils.training.distributed import Ranks
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 4  # of 5 steps: 20 steps, of which every fifth has a batch of one utterance
@@ -205,9 +205,7 @@ def test_a_rank_ends_with_its_code_and_without_the_interpreters_finalisation():
     """Threads of a process group abort in it."""
     for end, code in (("pass", 0), ("raise InputError('bad')", 2), ("sys.exit(7)", 7), ("1 / 0", 1)):
         script = f"def main():\n print('done', end='')\n {end}\nrun_script(main)"
-        head = (
-            "import atexit, sys\nfrom utils.errors import InputError, run_script\natexit.register(print, 'finalised')\n"
-        )
+        head = "import atexit, sys\nfrom utils.system.errors import InputError, run_script\natexit.register(print, 'finalised')\n"
         environment = os.environ | {"WORLD_SIZE": "2"}
         ran = subprocess.run([sys.executable, "-c", head + script], cwd=ROOT, env=environment, capture_output=True)
         assert (ran.stdout, ran.returncode) == (b"done", code), ran.stderr

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.errors import run_script
+from utils.system.errors import run_script
 
 
 @pytest.mark.parametrize("take", [lambda: bytearray(1 << 60), lambda: torch.empty(1 << 50)])

@@ -10,8 +10,8 @@ from conftest import make_prepared
 from preparing_runs import prepare, prepare_audio
 
 from export import export_features
-from utils.errors import InputError
-from utils.prepared import load_lengths, load_tensor, save_lengths, save_tensor
+from utils.corpus.prepared import load_lengths, load_tensor, save_lengths, save_tensor
+from utils.system.errors import InputError
 
 AUDIO = Path(__file__).parent.parent / "librispeech_data" / "sample" / "audio" / "train"
 

@@ -14,8 +14,8 @@ from apc_model import APCModel
 from export import export_model
 from load_pretrained_model import load_pretrained
 from utils import PrenetConfig, RNNConfig
-from utils.errors import InputError
-from utils.kaldi_io import scan_archive
+from utils.kaldi.archives import scan_archive
+from utils.system.errors import InputError
 
 SAMPLE = Path(__file__).parent.parent / "librispeech_data" / "sample" / "sample-train.blogmel.xz"
 MODELS = [("gru", 0), ("lstm", 0), ("gru", 2)]

@@ -16,10 +16,11 @@ import load_pretrained_model
 from apc_model import APCModel
 from export import export_features
 from load_pretrained_model import load_pretrained
-from utils import RNNConfig, audio
-from utils.errors import InputError
-from utils.kaldi_io import scan_archive, write_ark
-from utils.prepared import load_lengths, load_tensor, save_tensor
+from utils import RNNConfig
+from utils.audio import waveforms as audio
+from utils.corpus.prepared import load_lengths, load_tensor, save_tensor
+from utils.kaldi.archives import scan_archive, write_ark
+from utils.system.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 AUDIO = ROOT / "librispeech_data" / "sample" / "audio" / "train"

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils.feature_files import KaldiArchive, Spool, write_npy, write_pt
-from utils.output_directory import OutputDirectory
-from utils.prepared import load_tensor
+from utils.corpus.output_directory import OutputDirectory
+from utils.corpus.prepared import load_tensor
+from utils.features.feature_files import KaldiArchive, Spool, write_npy, write_pt
 
 
 def test_what_is_written_piece_by_piece_is_what_torch_and_numpy_would_write(tmp_path):

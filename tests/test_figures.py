@@ -12,7 +12,7 @@ import train_apc
 from apc_model import APCModel
 from datasets import LibriSpeech
 from utils import RNNConfig
-from utils.figures import draw_epoch
+from utils.training.figures import draw_epoch
 
 OPTIONS = (
     f"--feature_dim {MEL} --rnn_hidden_size 8 --rnn_num_layers 2 --rnn_dropout 0.5 --batch_size 4 "
@@ -85,7 +85,7 @@ def test_a_figure_that_cannot_be_drawn_is_a_warning(workplace, monkeypatch):
     def fail(*_):
         raise MemoryError("no room for a picture")
 
-    monkeypatch.setattr("utils.figures._picture", fail)
+    monkeypatch.setattr("utils.training.figures._picture", fail)
     directory = train(monkeypatch, "drawn")
     log = (workplace / directory / "drawn.log").read_text()
     assert "no figures of step 2: no room for a picture" in log and "done: 4 steps" in log

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from preparing_runs import prepare
 
 import prepare_data
-from utils.errors import InputError
-from utils.kaldi_io import scan_archive, write_ark, write_blogmel
-from utils.prepared import load_lengths, load_tensor
+from utils.corpus.prepared import load_lengths, load_tensor
+from utils.kaldi.archives import scan_archive, write_ark, write_blogmel
+from utils.system.errors import InputError
 
 RNG = np.random.default_rng(0)
 MATRICES = {f"s{i}-1-{i}": RNG.normal(10, 3, (n, 5)).astype(np.float32) for i, n in enumerate((7, 1, 30))}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from downstream.probing.labels import NO_PHONE, frame_centres, read_labels
-from utils.errors import InputError
+from utils.system.errors import InputError
 
 CTM = """\
 ;; a comment

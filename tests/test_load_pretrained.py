@@ -18,10 +18,10 @@ from test_apc_model import HIDDEN, MEL, make_batch, make_models
 
 from datasets import LibriSpeech
 from load_pretrained_model import load_pretrained
-from utils.errors import InputError
-from utils.prepared import load_lengths, load_tensor
-from utils.progress import Progress
-from utils.training_state import training_state
+from utils.corpus.prepared import load_lengths, load_tensor
+from utils.system.errors import InputError
+from utils.training.progress import Progress
+from utils.training.training_state import training_state
 
 SCRIPT = Path(__file__).parent.parent / "load_pretrained_model.py"
 

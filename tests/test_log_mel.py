@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from utils.errors import InputError
-from utils.log_mel import log_mel
+from utils.audio.log_mel import log_mel
+from utils.system.errors import InputError
 
 SAMPLE = Path(__file__).parent.parent / "librispeech_data" / "sample" / "audio" / "dev" / "austen-ss01-0890.flac"
 

@@ -5,7 +5,7 @@ import torch
 from plain_apc import plain_loss
 from test_apc_model import make_batch, make_models
 
-from utils.objective import apc_loss, count_targets
+from utils.training.objective import apc_loss, count_targets
 
 
 @pytest.mark.parametrize("loss", ["masked", "padded"])

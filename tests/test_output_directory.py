@@ -13,11 +13,11 @@ import torch
 from conftest import make_prepared
 from preparing_runs import content, prepare
 
-from utils.errors import InputError
-from utils.files import atomic_write, check_utterance_id, lock_directory
-from utils.output_directory import OutputDirectory
-from utils.prepare_steps import ToRawFrames, read_raw
-from utils.prepared import load_lengths, save_tensor
+from utils.corpus.output_directory import OutputDirectory
+from utils.corpus.prepare_steps import ToRawFrames, read_raw
+from utils.corpus.prepared import load_lengths, save_tensor
+from utils.system.errors import InputError
+from utils.system.files import atomic_write, check_utterance_id, lock_directory
 
 JOB = {"source": "a.blogmel", "max_seq_len": 4}
 
@@ -68,7 +68,7 @@ def test_a_directory_of_something_else_is_never_emptied(tmp_path):
 
 
 def test_two_processes_cannot_fill_one_directory(tmp_path):
-    code = "import sys, pathlib, utils.files as f\nwith f.lock_directory(pathlib.Path(sys.argv[1]), 'x'): pass"
+    code = "import sys, pathlib, utils.system.files as f\nwith f.lock_directory(pathlib.Path(sys.argv[1]), 'x'): pass"
     command = [sys.executable, "-c", code, str(tmp_path)]
     with lock_directory(tmp_path, "another run"):
         second = subprocess.run(command, capture_output=True, text=True)

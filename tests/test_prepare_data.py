@@ -12,9 +12,9 @@ import pytest
 import torch
 from preparing_runs import ROOT, content, prepare, run_to_death
 
-from utils.errors import InputError
-from utils.parallel import ordered_map
-from utils.prepared import load_lengths, load_tensor
+from utils.corpus.prepared import load_lengths, load_tensor
+from utils.system.errors import InputError
+from utils.system.workers import ordered_map
 
 SAMPLE = ROOT / "librispeech_data" / "sample" / "sample-dev.blogmel.xz"
 GOOD = "a-1-1\n1 2\n3 4\n.\nb-1-1\n5 6\n.\n"

@@ -8,7 +8,7 @@ from downstream.probing.features import stack_context
 from downstream.probing.probes import CLASSIFIERS, Labelled, ProbeOptions, train_probe
 from downstream.probing.scoring import equal_error_rate, error_by_phone, score_phones
 from downstream.speaker_verification import Trials, cosine_scores, make_trials, read_trials
-from utils.errors import InputError
+from utils.system.errors import InputError
 
 CLASSES = 4
 QUICK = ProbeOptions(hidden_size=32, max_epochs=15)

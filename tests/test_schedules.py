@@ -7,9 +7,9 @@ import pytest
 from training_runs import curves, made, stop_at, train, weights
 
 import train_apc
-from utils.errors import InputError, Stopped
-from utils.progress import Progress
-from utils.schedules import PLATEAU_EPOCHS, rate_share
+from utils.system.errors import InputError, Stopped
+from utils.training.progress import Progress
+from utils.training.schedules import PLATEAU_EPOCHS, rate_share
 
 LOGS = Path("logs")
 
@@ -41,7 +41,7 @@ def test_a_plateau_halves_the_rate_after_some_epochs_without_a_better_loss():
 @pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
 def test_a_schedule_goes_on_bit_for_bit_where_it_was_stopped(workplace, monkeypatch, schedule):
     """At a rate that is too high, so that there are plateaus."""
-    monkeypatch.setattr("utils.progress.PLATEAU_EPOCHS", 1)
+    monkeypatch.setattr("utils.training.progress.PLATEAU_EPOCHS", 1)
     options = ("--lr_schedule", schedule, "--warmup_steps", 3, "--epochs", 8, "--patience", 7, "--learning_rate", 0.3)
     train(monkeypatch, *options, "--experiment_name", "whole")
     for step in (2, 10, 25):

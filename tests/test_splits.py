@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from downstream.probing.splits import SETS, find_splits
-from utils.errors import InputError
+from utils.system.errors import InputError
 
 
 def make_audio(root: Path, tree: dict[str, list[str]]) -> Path:

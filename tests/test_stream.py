@@ -14,10 +14,10 @@ from test_apc_model import HIDDEN, MEL, make_models
 
 from apc_model import APCModel
 from utils import RNNConfig
-from utils.audio import read_waveform
-from utils.errors import InputError
-from utils.log_mel import OnlineLogMel, log_mel
-from utils.normalization import Normalizer
+from utils.audio.log_mel import OnlineLogMel, log_mel
+from utils.audio.waveforms import read_waveform
+from utils.corpus.normalization import Normalizer
+from utils.system.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "stream_microphone.py"

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.errors import InputError
-from utils.text_matrix import parse_rows
+from utils.kaldi.text_rows import parse_rows
+from utils.system.errors import InputError
 
 tokens = st.one_of(
     st.floats(width=32, allow_nan=False, allow_infinity=False).map(repr),

@@ -17,9 +17,9 @@ import datasets
 import train_apc
 from datasets import BatchOrder, LibriSpeech
 from load_pretrained_model import load_pretrained
-from utils.errors import InputError, Stopped
-from utils.options import parse_training_options
-from utils.prepared import load_lengths, load_tensor, load_untrusted, save_tensor
+from utils.corpus.prepared import load_lengths, load_tensor, load_untrusted, save_tensor
+from utils.system.errors import InputError, Stopped
+from utils.training.arguments import parse_training_options
 
 
 def test_the_released_options_keep_their_names_and_defaults():
@@ -340,7 +340,7 @@ def test_a_device_that_is_not_there_is_refused(workplace, monkeypatch, device):
 
 def test_a_bad_batch_is_whole_in_the_log_and_short_in_the_error(workplace, monkeypatch):
     for path in Path("data/train").glob("*.pt"):
-        save_tensor(path, torch.full((SEQ, MEL), TOO_LARGE))
+        save_tensor(path, torch.full((SEQ, MEL), float("nan")))
     with pytest.raises(InputError, match=r"its batch of 17: .*\.\.\. .*--on_nonfinite.*--resume") as stopped:
         train(monkeypatch, "--batch_size", 17)
     assert len(str(stopped.value)) < 350

@@ -15,11 +15,11 @@ from downstream.probing.features import FeatureSets, Utterances, log_mel_feature
 from downstream.probing.labels import PhoneLabels, read_labels
 from downstream.probing.splits import SETS, TRAIN, Splits, find_splits
 from load_pretrained_model import load_pretrained
-from utils.errors import InputError
-from utils.extraction import ALL_LAYERS, MEAN_OF_LAYERS, pick_layers
-from utils.normalization import BY_MAP, Speakers
-from utils.options import pick_device
-from utils.preparing import Options, prepare
+from utils.corpus.normalization import BY_MAP, Speakers
+from utils.corpus.preparation import Options, prepare
+from utils.features.extraction import ALL_LAYERS, MEAN_OF_LAYERS, pick_layers
+from utils.system.errors import InputError
+from utils.training.arguments import pick_device
 
 
 class Corpus(NamedTuple):

@@ -15,7 +15,7 @@ from apc_model import APCModel
 from datasets import LibriSpeech
 from downstream.probing.labels import NO_PHONE, PhoneLabels
 from downstream.probing.probes import Labelled
-from utils.errors import InputError
+from utils.system.errors import InputError
 
 BATCH_FRAMES = 16384  # padded frames that a model reads at once
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.byte_reader import reading
-from utils.errors import InputError, one_line
-from utils.log_mel import SHIFT_MS, WINDOW_MS
+from utils.audio.log_mel import SHIFT_MS, WINDOW_MS
+from utils.kaldi.byte_reader import reading
+from utils.system.errors import InputError, one_line
 
 NO_PHONE = -1
 CTM_FIELDS = (5, 6)  # utterance channel start duration phone [confidence]

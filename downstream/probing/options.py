@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from downstream.probing.probes import ProbeOptions
-from utils.command_line import add_residual_option, natural, positive, positive_float
+from utils.system.arguments import add_residual_option, natural, positive, positive_float
 
 NORMS = ("global", "speaker", "utterance")
 DEFAULTS = ProbeOptions()

@@ -15,8 +15,8 @@ from downstream.probing.probes import CLASSIFIERS
 from downstream.probing.scoring import mean_and_deviation
 from downstream.probing.splits import TEST
 from downstream.probing.study import LINEAR, Study
-from utils.files import atomic_write
-from utils.log_mel import FRAMES_PER_SECOND
+from utils.audio.log_mel import FRAMES_PER_SECOND
+from utils.system.files import atomic_write
 
 FIGURES = {
     "layers.png": "Error by layer",

@@ -20,8 +20,8 @@ from downstream.probing.probes import CLASSIFIERS
 from downstream.probing.scoring import mean_and_deviation, percent
 from downstream.probing.splits import SETS, TEST, TRAIN
 from downstream.probing.study import LINEAR, Study
-from utils.files import atomic_write
-from utils.log_mel import FRAMES_PER_SECOND
+from utils.audio.log_mel import FRAMES_PER_SECOND
+from utils.system.files import atomic_write
 
 COLUMNS = ("features", "layer", "classifier", "frame error, dev", "frame error", "phone error",
            "speaker EER, cosine", "speaker EER, LDA", "speaker identification error")  # fmt: skip

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.audio import AudioUtterance
-from utils.errors import InputError
-from utils.normalization import BY_FOLDER, BY_ID, LIBRISPEECH_ID, Speakers
-from utils.sources import AudioSource
+from utils.audio.waveforms import AudioUtterance
+from utils.corpus.normalization import BY_FOLDER, BY_ID, LIBRISPEECH_ID, Speakers
+from utils.corpus.sources import AudioSource
+from utils.system.errors import InputError
 
 TRAIN, DEV, TEST = SETS = ("train", "dev", "test")
 DEV_EVERY = 5  # where there is no audio/test, audio/dev is the test set, and every fifth utterance of train is dev

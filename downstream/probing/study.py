@@ -22,8 +22,8 @@ from downstream.probing.scoring import mean_and_deviation, percent
 from downstream.probing.splits import DEV, TEST, TRAIN
 from downstream.speaker_identification import identify
 from downstream.speaker_verification import make_trials, verify
-from utils.errors import InputError
-from utils.files import read_json, remove_leftovers, write_json
+from utils.system.errors import InputError
+from utils.system.files import read_json, remove_leftovers, write_json
 
 Layers = list[FeatureSets]
 LINEAR = "linear"

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.errors import InputError
-from utils.signals import StopRequest
+from utils.system.errors import InputError
+from utils.system.signals import StopRequest
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[2] / "train_apc.py"
 POLL_SECONDS = 0.2

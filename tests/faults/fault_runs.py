@@ -20,7 +20,7 @@ from training_runs import MEL, curves, weights
 
 from apc_model import APCModel
 from utils import RNNConfig
-from utils.options import MAY_CHANGE
+from utils.training.arguments import MAY_CHANGE
 
 ROOT = Path(__file__).parent.parent.parent
 HIDDEN = 8

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from utils.errors import run_script
+from utils.system.errors import run_script
 
 NAMES = ("prepare_data", "train_apc", "load_pretrained_model")
 FILE_OPERATIONS = frozenset(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from limits import MIB, memory_limit, time_limit
 
-from utils.errors import InputError
-from utils.kaldi_io import scan_archive
+from utils.kaldi.archives import scan_archive
+from utils.system.errors import InputError
 
 SECONDS = 60  # on a busy machine
 SMALL_BYTES = 64 * MIB  # for what is refused at sight

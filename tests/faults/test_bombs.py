@@ -12,7 +12,7 @@ from limits import MIB
 from refusals import read_archive, refused
 
 from load_pretrained_model import load_pretrained
-from utils.prepared import load_tensor, save_tensor
+from utils.corpus.prepared import load_tensor, save_tensor
 
 UTTERANCE_BYTES = 400 * MIB  # for what is read up to the limit of an utterance, 64 MiB of text
 GOOD = "a-1-1\n1 2\n3 4\n.\n"

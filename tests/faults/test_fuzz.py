@@ -21,12 +21,12 @@ from apc_model import APCModel
 from export.export_model import to_safetensors
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
-from utils.errors import InputError
-from utils.experiment import Experiment
-from utils.kaldi_io import scan_archive, write_ark, write_blogmel
-from utils.normalization import Normalizer
-from utils.output_directory import OutputDirectory
-from utils.prepared import load_lengths, load_tensor, save_lengths, save_tensor
+from utils.corpus.normalization import Normalizer
+from utils.corpus.output_directory import OutputDirectory
+from utils.corpus.prepared import load_lengths, load_tensor, save_lengths, save_tensor
+from utils.kaldi.archives import scan_archive, write_ark, write_blogmel
+from utils.system.errors import InputError
+from utils.training.experiment import Experiment
 
 EXAMPLES = 400  # of each kind of file
 MEMORY_BYTES = 256 * MIB  # all of a kind's examples together, the tools' own needs included

@@ -18,13 +18,13 @@ from apc_model import APCModel
 from datasets import LibriSpeech
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
-from utils.errors import InputError
-from utils.experiment import Experiment
-from utils.files import read_json
-from utils.kaldi_io import write_ark
-from utils.normalization import Normalizer
-from utils.output_directory import OutputDirectory
-from utils.prepared import load_lengths, load_tensor, save_lengths, save_tensor
+from utils.corpus.normalization import Normalizer
+from utils.corpus.output_directory import OutputDirectory
+from utils.corpus.prepared import load_lengths, load_tensor, save_lengths, save_tensor
+from utils.kaldi.archives import write_ark
+from utils.system.errors import InputError
+from utils.system.files import read_json
+from utils.training.experiment import Experiment
 
 GOOD = "a-1-1\n1 2\n3 4\n.\nb-1-1\n5 6\n.\n"
 

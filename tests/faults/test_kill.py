@@ -123,7 +123,7 @@ def test_a_killed_run_leaves_no_process_behind(name, tmp_path):
 ORPHAN = """
 import os, signal, sys
 import datasets
-from utils.signals import start_worker
+from utils.system.signals import start_worker
 
 parent = os.getpid()
 

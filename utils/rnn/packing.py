@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from utils.errors import InputError, one_line
+from utils.system.errors import InputError, one_line
 
 
 class Packing(NamedTuple):

@@ -1,0 +1,317 @@
+"""Kaldi's archives, in and out: .blogmel, .ark and .scp, without ever running a command or trusting a size.
+
+Reading is in two steps, so that several processes can share the work: `scan_archive` finds where each utterance
+stands, and an utterance's `load()` reads and checks its frames. Archives are written whole or not at all.
+"""
+
+import gzip
+import lzma
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from utils.kaldi.byte_reader import COMPRESSED_SUFFIXES, ByteReader, exists
+from utils.kaldi.matrices import (
+    BINARY_MARK,
+    MATRIX_HEADER_BYTES,
+    BadUtterance,
+    MatrixUtterance,
+    TextUtterance,
+    Utterance,
+    matrix_bytes,
+)
+from utils.kaldi.text_rows import MAX_UTTERANCE_BYTES
+from utils.system.errors import InputError, one_line
+from utils.system.files import atomic_write, check_utterance_id
+
+MAX_ID_BYTES = 4096
+CM2_STEPS = 65535  # between the lowest and the highest number of a matrix of 16 bits a number
+CUT_OFF = "cut off: the file ends in the middle of it, and what followed it is missing"
+MAX_SCP_LINE_BYTES = 1 << 16
+_SCP_PLACE = re.compile(r"(?P<path>.+?)(?::(?P<offset>\d{1,18}))?\s*(?:\[(?P<range>[\d:, ]*)\])?")
+
+Features = Iterable[tuple[str, np.ndarray]]  # utterance ids, and (frames, mel_dim) float32
+
+
+def check_no_command(name: str, where: str) -> None:
+    """Refuse what Kaldi's tools would run as a shell command, or read from a pipe."""
+    if "|" in name or name.strip() in ("", "-"):
+        raise InputError(f"{where}: refused: {one_line(repr(name), 120)} is a command or a pipe, not a file")
+
+
+def scan_archive(path: str | Path) -> Iterator[Utterance]:
+    """Find the utterances of a .blogmel, .ark or .scp, the first two also as .gz and .xz.
+
+    Yields:
+        Each utterance in the order of the archive. What cannot be one comes as a BadUtterance.
+
+    Raises:
+        InputError: an id that would leave the output directory, an entry that would run a command, or a file that
+            is no archive.
+    """
+    check_no_command(str(path), "input")
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix in COMPRESSED_SUFFIXES else path
+    if path.suffix == ".scp":
+        return _scan_scp(path)
+    return _scan_ark(path) if stem.suffix == ".ark" else _scan_blogmel(path)
+
+
+def _read_id(raw: bytes, where: str) -> str:
+    try:
+        return check_utterance_id(raw.decode(), where)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: refused: the utterance id {one_line(raw, 80)} is not UTF-8") from error
+
+
+def _cut_off(reader: ByteReader, name: str, where: str) -> BadUtterance:
+    """What a file ends with in the middle of an utterance, or because its compressed data is damaged."""
+    if len(reader.peek(MAX_UTTERANCE_BYTES + 1)) > MAX_UTTERANCE_BYTES:
+        raise InputError(
+            f"{where}: utterance {one_line(name, 80)} has more than {MAX_UTTERANCE_BYTES >> 20} MiB of text"
+        )
+    reason = CUT_OFF
+    reader.take(MAX_UTTERANCE_BYTES)
+    return BadUtterance(name, where, reader.progress(), f"{reason} ({reader.damage})" if reader.damage else reason)
+
+
+def _damaged_end(reader: ByteReader, path: Path, where: str) -> Iterator[BadUtterance]:
+    """A file that breaks off between two utterances has lost those that follow."""
+    if reader.damage:
+        yield BadUtterance(f"(the end of {path.name})", where, reader.progress(), f"missing: {reader.damage}")
+
+
+def _scan_blogmel(path: Path) -> Iterator[Utterance]:
+    line = 1
+    with ByteReader(path) as reader:
+        while reader.peek(1):
+            where = f"{path}:{line}"
+            raw_id = reader.take_until(b"\n", MAX_ID_BYTES)
+            if raw_id is None:
+                if len(reader.peek(MAX_ID_BYTES + 1)) > MAX_ID_BYTES:
+                    raise InputError(f"{where}: no utterance id: is this a .blogmel file?")
+                yield _cut_off(reader, f"(the end of {path.name})", where)
+                return
+            rest = reader.peek(MAX_ID_BYTES + 1)
+            if not raw_id.strip() and not rest.strip() and len(rest) <= MAX_ID_BYTES:
+                break  # blank lines at the end
+            if raw_id.endswith(b"\r"):
+                raise InputError(f"{where}: lines end as on Windows; convert the file with dos2unix")
+            is_id = b" " not in raw_id
+            utterance = _read_id(raw_id, where) if is_id else one_line(raw_id.decode(errors="replace"), 80)
+            offset = reader.offset
+            found = reader.take_lines_until(b".", MAX_UTTERANCE_BYTES)
+            if found is None:
+                yield _cut_off(reader, utterance, where)
+                return
+            text, lines = found
+            if not is_id:
+                yield BadUtterance(
+                    utterance, where, reader.progress(), "its id holds a space: perhaps a frame without an id above it"
+                )
+            else:
+                data = text if reader.compressed else None
+                yield TextUtterance(utterance, where, reader.progress(), str(path), offset, len(text), line + 1, data)
+            line += lines + 2
+        yield from _damaged_end(reader, path, f"{path}:{line}")
+
+
+def _scan_ark(path: Path) -> Iterator[Utterance]:
+    line = 1
+    with ByteReader(path) as reader:
+        while reader.peek(1):
+            place = f"{path}:{line}" if line > 1 else f"{path} at byte {reader.offset}"
+            raw_id = reader.take_until(b" ", MAX_ID_BYTES)
+            if raw_id is None:
+                if len(reader.peek(MAX_ID_BYTES + 1)) > MAX_ID_BYTES:
+                    raise InputError(f"{place}: no utterance id: is this a Kaldi archive?")
+                if reader.take(MAX_ID_BYTES).strip():
+                    yield BadUtterance(f"(the end of {path.name})", place, reader.progress(), "cut off")
+                break
+            utterance = _read_id(raw_id, place)
+            if reader.peek(2) == BINARY_MARK:
+                found = _take_matrix(reader, utterance, place)
+            else:
+                found, lines = _take_text_matrix(reader, utterance, line)
+                line += lines
+            if isinstance(found, BadUtterance):
+                yield found._replace(reason=f"{found.reason}; what follows it in the archive cannot be found")
+                return
+            yield found
+        yield from _damaged_end(reader, path, f"{path} at byte {reader.offset}")
+
+
+def _take_matrix(reader: ByteReader, utterance: str, where: str) -> MatrixUtterance | BadUtterance:
+    offset, path = reader.offset, str(reader.path)
+    try:
+        size = matrix_bytes(reader.peek(MATRIX_HEADER_BYTES))
+    except InputError as error:
+        return BadUtterance(utterance, where, reader.progress(), str(error))
+    data = reader.take(size) if reader.compressed else None
+    if not (len(data) == size if reader.compressed else reader.skip(size)):
+        return BadUtterance(utterance, where, reader.progress(), CUT_OFF)
+    return MatrixUtterance(utterance, where, reader.progress(), path, offset, "", data)
+
+
+def _take_text_matrix(reader: ByteReader, utterance: str, line: int) -> tuple[TextUtterance | BadUtterance, int]:
+    """The matrix in text that follows, and the number of lines it moves on by."""
+    where, offset = f"{reader.path}:{line}", reader.offset
+    text = reader.take_until(b"]", MAX_UTTERANCE_BYTES)
+    if text is None:
+        return _cut_off(reader, utterance, where), 0
+    opening = re.match(rb"\s*\[\s*", text)
+    if not opening or reader.take(1) not in (b"\n", b""):
+        return BadUtterance(utterance, where, reader.progress(), "not a matrix in [ ]"), 0
+    rows = text[opening.end() :].rstrip()
+    first_line = line + text.count(b"\n", 0, opening.end())
+    found = TextUtterance(
+        utterance, where, reader.progress(), str(reader.path), offset + opening.end(), len(rows), first_line,
+        rows if reader.compressed else None,
+    )  # fmt: skip
+    return found, text.count(b"\n") + 1
+
+
+def _scan_scp(path: Path) -> Iterator[Utterance]:
+    with ByteReader(path) as reader:
+        line = 0
+        while reader.peek(1):
+            line += 1
+            where = f"{path}:{line}"
+            entry = reader.take_until(b"\n", MAX_SCP_LINE_BYTES)
+            if entry is None:
+                entry = reader.take(MAX_SCP_LINE_BYTES)
+                if reader.peek(1):
+                    raise InputError(f"{where}: the line is too long: is this an .scp file?")
+            if entry.strip():
+                yield _read_scp_entry(entry, path, where, reader.progress())
+        yield from _damaged_end(reader, path, f"{path}:{line}")
+
+
+def _read_scp_entry(entry: bytes, scp: Path, where: str, num_bytes: int) -> Utterance:
+    raw_id, place = (*entry.split(None, 1), b"")[:2]
+    utterance = _read_id(raw_id, where)
+    try:
+        name = place.decode().strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: refused: the file name of utterance {utterance} is not UTF-8") from error
+    check_no_command(name, f"{where}: utterance {utterance}")
+    parts = _SCP_PLACE.fullmatch(name)
+    if not parts or "\0" in name:
+        raise InputError(f"{where}: utterance {utterance}: {one_line(repr(name), 120)} is not file:offset[range]")
+    ark = Path(parts["path"])
+    if not exists(ark) and exists(scp.parent / ark):
+        ark = scp.parent / ark
+    if ark.suffix in COMPRESSED_SUFFIXES:
+        return BadUtterance(utterance, where, num_bytes, f"in a compressed file: give {ark} itself as input")
+    offset = int(parts["offset"] or 0)
+    return MatrixUtterance(utterance, where, num_bytes, str(ark), offset, parts["range"] or "")
+
+
+def write_blogmel(path: str | Path, features: Features, decimals: int | None = None) -> int:
+    """Write a .blogmel archive; compressed where the path ends in .xz or .gz.
+
+    Args:
+        path: replaced when the whole archive is written.
+        features: utterances and their frames.
+        decimals: digits after the point; by default as many as give back the same float32.
+
+    Returns:
+        The number of utterances.
+    """
+    path, count = Path(path), 0
+    with atomic_write(path) as file, _compressor(file, path.suffix) as stream:
+        for utterance, frames in features:
+            count += 1
+            check_utterance_id(utterance, str(path))
+            rows = "\n".join(_format_rows(frames, decimals))
+            stream.write(f"{utterance}\n{rows}\n.\n".encode())
+    return count
+
+
+def _compressor(file: BinaryIO, suffix: str) -> BinaryIO:
+    """A file that compresses into another, the same bytes for the same content."""
+    if suffix == ".xz":
+        return lzma.LZMAFile(file, "wb", preset=9 | lzma.PRESET_EXTREME)
+    if suffix == ".gz":
+        return gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0)
+    return open(file.fileno(), "wb", closefd=False)
+
+
+def _format_rows(frames: np.ndarray, decimals: int | None) -> Iterable[str]:
+    """A line a frame. Without `decimals` each number is the shortest that reads back as the same float32."""
+    for row in np.asarray(frames, np.float32):
+        if decimals is None:
+            yield " ".join(row.astype(str).tolist())
+        else:
+            yield " ".join([f"{value:.{decimals}f}" for value in row.tolist()])
+
+
+def write_ark(path: str | Path, features: Features) -> int:
+    """Write a binary Kaldi archive of float matrices, and beside it an .scp that points into it.
+
+    Args:
+        path: ends in .ark; stands in the .scp as it is given here, as Kaldi's tools do it.
+        features: utterances and their frames.
+
+    Returns:
+        The number of utterances.
+
+    Raises:
+        InputError: the path holds what an .scp cannot name.
+    """
+    path = Path(path)
+    check_scp_can_name(path)
+    offsets = []
+    with atomic_write(path) as file:
+        for utterance, frames in features:
+            offsets.append((utterance, append_matrix(file, utterance, frames.shape, [frames])))
+        path.with_suffix(".scp").unlink(missing_ok=True)  # an old one would point to the wrong bytes of the new .ark
+    write_scp(path, offsets)
+    return len(offsets)
+
+
+def check_scp_can_name(path: Path) -> None:
+    """Refuse an archive's path that an .scp would misread."""
+    if any(c in str(path) for c in "|[]:\n") or str(path) != str(path).strip():
+        raise InputError(f"{path}: an .scp cannot name this file; choose another name")
+
+
+def append_matrix(
+    file: BinaryIO,
+    utterance: str,
+    shape: tuple[int, int],
+    blocks: Iterable[np.ndarray],
+    span: tuple[float, float] | None = None,
+) -> int:
+    """Append an utterance to a binary archive. Returns where its matrix stands, for the .scp.
+
+    Args:
+        file: the archive, at its end.
+        utterance: its id.
+        shape: (frames, size).
+        blocks: its frames, (some frames, size) each, one after another.
+        span: None for float32; else their lowest and highest number, and 16 bits a number are stored, in equal steps
+            between these (Kaldi's CM2).
+    """
+    check_utterance_id(utterance, "archive")
+    file.write(f"{utterance} ".encode())
+    offset = file.tell()
+    if span is None:
+        file.write(BINARY_MARK + b"FM " + struct.pack("<bibi", 4, shape[0], 4, shape[1]))
+    else:
+        lowest, step = span[0], max(span[1] - span[0], np.finfo(np.float32).tiny) / CM2_STEPS
+        file.write(BINARY_MARK + b"CM2 " + struct.pack("<ffii", lowest, step * CM2_STEPS, *shape))
+    for block in blocks:
+        block = np.ascontiguousarray(block, "<f4")
+        file.write(block if span is None else np.rint((block - lowest) / step).clip(0, CM2_STEPS).astype("<u2"))
+    return offset
+
+
+def write_scp(ark: Path, offsets: Iterable[tuple[str, int]]) -> None:
+    """Write the .scp beside an archive: each utterance, and where its matrix stands."""
+    with atomic_write(ark.with_suffix(".scp")) as file:
+        file.write("".join(f"{utterance} {ark}:{offset}\n" for utterance, offset in offsets).encode())

@@ -1,0 +1,92 @@
+"""SIGINT and SIGTERM as a request to finish what is under way, so that nothing is lost."""
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+from utils.system.errors import Stopped
+
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+WORKER_GRACE = 30  # seconds
+LOOK_EVERY = 0.5  # seconds
+
+
+class StopRequest:
+    """A context in which the first SIGINT or SIGTERM is noted and a second one stops the process at once.
+
+    A loop asks `check()` where its work is whole:
+
+        with StopRequest("run the same command again to continue") as stop:
+            for batch in batches:
+                work(batch)
+                stop.check()
+
+    Args:
+        how_to_continue: what the user is told.
+        patience: seconds in which a second signal counts as the first: a launcher passes on what a scheduler has
+            sent to every process.
+    """
+
+    def __init__(self, how_to_continue: str = "", patience: float = 0) -> None:
+        self.how_to_continue = how_to_continue
+        self.patience = patience
+        self.signum: int | None = None
+        self._first = math.inf  # when the first signal came
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {signum: signal.signal(signum, self._note) for signum in HANDLED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._first >= self.patience:
+            os._exit(128 + signum)
+        self._first = min(self._first, now)
+        self.signum = self.signum or signum
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self.signum is not None:
+            told = f"stopped by {signal.Signals(self.signum).name}"
+            raise Stopped(self.signum, f"{told}; {self.how_to_continue}" if self.how_to_continue else told)
+
+
+def start_worker(*_: object) -> None:
+    """What a worker process does first: leave signals to its parent, and see to it that it ends when the parent does.
+
+    A terminal or scheduler sends signals to every process of the group. A worker lives on for WORKER_GRACE seconds
+    after SIGTERM, in which the parent finishes its step and lets it go. PyTorch's own watch over the parent does not
+    notice one that died while it was starting the worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))  # SIGALRM, not handled, ends the process
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def watch_launcher(pid: int) -> None:
+    """Send this process SIGTERM, which saves its work, when its parent is gone: a launcher that was killed.
+
+    Args:
+        pid: the parent's, read as early as possible.
+    """
+
+    def watch() -> None:
+        while os.getppid() == pid:
+            time.sleep(LOOK_EVERY)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

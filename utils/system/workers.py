@@ -1,0 +1,81 @@
+"""The same work on many things in several processes: results in order, memory flat, no process left behind."""
+
+import concurrent.futures
+import multiprocessing
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import torch
+
+from utils.system.errors import InputError
+from utils.system.signals import start_worker
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+JOBS_IN_FLIGHT_PER_WORKER = 3
+
+
+def ordered_map(
+    function: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int
+) -> Iterator[tuple[Job, Result]]:
+    """Yield (job, function(job)) in the order of the jobs, with a few jobs a worker under way at any time.
+
+    Close the generator (contextlib.closing) to stop the workers early. Where drawing the next job raises, the jobs
+    drawn before it are finished first, so that what comes out does not depend on the number of workers.
+
+    Args:
+        function: can be pickled, as can its jobs and results.
+        jobs: drawn as they are needed.
+        num_workers: number of processes; 0 works in this one.
+
+    Raises:
+        InputError: a worker was killed, for instance for want of memory.
+    """
+    if num_workers == 0:
+        for job in jobs:
+            yield job, function(job)
+        return
+    # A forked worker starts at once; one that imports PyTorch anew takes seconds. Only Linux forks safely.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    executor = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start_worker)
+    try:
+        yield from _in_order(executor, function, jobs, num_workers * JOBS_IN_FLIGHT_PER_WORKER)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a worker process was killed, perhaps for want of memory; "
+            "run the same command again to continue, with fewer of them (--num_workers, --load_data_workers)"
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_order(
+    executor: concurrent.futures.Executor, function: Callable[[Job], Result], jobs: Iterable[Job], window: int
+) -> Iterator[tuple[Job, Result]]:
+    """Yield (job, result) with at most `window` jobs under way."""
+    under_way: deque[tuple[Job, concurrent.futures.Future]] = deque()
+    jobs, failure = iter(jobs), None
+    while True:
+        while failure is None and len(under_way) < window:
+            try:
+                job = next(jobs)
+            except BaseException as error:  # StopIteration among them
+                failure = error
+                break
+            under_way.append((job, executor.submit(function, job)))
+        if not under_way:
+            break
+        job, future = under_way.popleft()
+        yield job, future.result()
+    if not isinstance(failure, StopIteration):
+        raise failure
+
+
+def _start_worker() -> None:
+    """One thread a worker."""
+    start_worker()
+    torch.set_num_threads(1)

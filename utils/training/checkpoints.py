@@ -1,0 +1,225 @@
+"""Reading any APC checkpoint: this project's, the released ones, s3prl's, safetensors.
+
+Sizes, layers, cell type and prenet are read off the weights; residual and time shift, which weights do not show, come
+from the caller, the configuration inside a .safetensors file, config.json beside the file, s3prl's configuration, or
+the released file name.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load as load_safetensors
+
+from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
+from utils.corpus.prepared import load_untrusted, read_bytes
+from utils.system.errors import InputError, one_line
+from utils.system.files import read_json
+
+# bs32-rhl3-rhs512-rd0-adam-res-ts3.pt: batch size, layers, hidden size, dropout, optimizer, residual, time shift
+RELEASED_NAME = re.compile(r"bs\d+-rhl\d+-rhs\d+-rd[\d.]+-\w+(?P<residual>-res)?-ts(?P<time_shift>\d+)")
+SAFETENSORS_SUFFIX = ".safetensors"
+CONFIG_KEY = "apc_config"  # of a .safetensors file's metadata: JSON of what `describe_config` gives
+OPTIMIZER_KEYS = ("optimizer", "Optimizer")
+WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+GATES = {3: RNN_TYPES[0], 4: RNN_TYPES[1]}  # rows of weight_hh_l0 in hidden sizes
+
+
+class Facts(NamedTuple):
+    """What the weights of a checkpoint do not show."""
+
+    residual: bool | None = None
+    time_shift: int | None = None
+    first_residual_layer: int = 0
+
+
+class Checkpoint(NamedTuple):
+    """Weights under the released names, the sizes they imply, and what is known beyond them."""
+
+    weights: dict[str, torch.Tensor]
+    mel_dim: int
+    prenet: PrenetConfig | None
+    rnn: RNNConfig
+    time_shift: int | None
+    has_postnet: bool
+
+
+def read_checkpoint(path: str | Path, residual: bool | None = None, time_shift: int | None = None) -> Checkpoint:
+    """Read an APC checkpoint of any origin.
+
+    Args:
+        path: a bare state dict, a dict with the state dict under 'model' (s3prl's, or a saved training state), or a
+            .safetensors file.
+        residual: whether the model has residual connections; found out where None.
+        time_shift: how many frames ahead it predicts; found out where None.
+
+    Raises:
+        InputError: the file is damaged, would run code or holds another model (naming the key and both shapes), or
+            whether it has residual connections cannot be found out.
+    """
+    path = Path(path)
+    if path.suffix == SAFETENSORS_SUFFIX:
+        state, own_config = _read_safetensors(path)
+    else:
+        state, own_config = _read_pytorch(path)
+    weights, is_s3prl = _released_names(path, state)
+    mel_dim, prenet, rnn = _sizes(path, weights)
+    facts = _known_facts(path, own_config, is_s3prl)
+    residual = facts.residual if residual is None else residual
+    if residual is None:
+        if rnn.num_layers > 1 or rnn.input_size == rnn.hidden_size:
+            raise InputError(f"{path}: its weights do not show whether layers have residual connections; "
+                             "say so (residual=True or False; --residual or --no-residual)")  # fmt: skip
+        residual = False
+    rnn = rnn._replace(residual=residual, first_residual_layer=facts.first_residual_layer)
+    time_shift = facts.time_shift if time_shift is None else time_shift
+    return Checkpoint(weights, mel_dim, prenet, rnn, time_shift, _has_postnet(weights))
+
+
+def _read_pytorch(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """A state dict, and what else the file holds, its optimizer's state aside."""
+    loaded = load_untrusted(path)
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"{path} holds a {type(loaded).__name__}, not a state dict")
+    if not isinstance(loaded.get("model"), Mapping):
+        return loaded, {}
+    return loaded["model"], {key: loaded[key] for key in loaded if key not in ("model", *OPTIMIZER_KEYS)}
+
+
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """A state dict, and the configuration that export_model.py put into the file."""
+    content = read_bytes(path)
+    try:
+        weights = load_safetensors(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        config = json.loads(header.get("__metadata__", {}).get(CONFIG_KEY, "{}"))
+    except Exception as error:  # safetensors' own, or of damaged JSON
+        raise InputError(f"{path} is damaged or is not a safetensors file: {one_line(error, 200)}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is damaged: its {CONFIG_KEY} is a {type(config).__name__}")
+    return weights, {CONFIG_KEY: config}
+
+
+def describe_config(model: torch.nn.Module) -> dict[str, Any]:
+    """All that makes an APCModel besides its weights, as JSON types."""
+    prenet = model.prenet_config
+    return {
+        "mel_dim": model.mel_dim,
+        "prenet": None if prenet is None else prenet._asdict(),
+        "rnn": model.rnn_config._asdict(),
+        "time_shift": model.time_shift,
+    }
+
+
+def _released_names(path: Path, state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], bool]:
+    """The weights under the released names, and whether they had s3prl's."""
+    weights = {}
+    is_s3prl = any(str(key).removeprefix("module.").startswith("rnn_layers.") for key in state)
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor) or value.dtype not in WEIGHT_TYPES:
+            raise InputError(f"{path} is not an APC checkpoint: {one_line(repr(key), 60)} is no tensor of weights")
+        name = key.removeprefix("module.")  # as DataParallel saves it
+        if is_s3prl:
+            name = re.sub(r"^rnn_layers\.", "rnns.", name)
+            name = re.sub(r"^postnet\.(?=weight|bias)", "postnet.layer.", name)
+            if name == "postnet.layer.weight" and value.dim() == 2:
+                value = value.unsqueeze(-1)  # a Linear's (mel_dim, hidden) to a Conv1d's (mel_dim, hidden, 1)
+        weights[name] = value.detach().float()
+        if not weights[name].isfinite().all():
+            raise InputError(f"{path}: {one_line(key, 60)} has a weight that is NaN, infinite or too large for float32")
+    return weights, is_s3prl
+
+
+def _sizes(path: Path, weights: Mapping[str, torch.Tensor]) -> tuple[int, PrenetConfig | None, RNNConfig]:
+    """Sizes read off the weights. Whether all of them agree is seen when the model takes them."""
+    first_hh, first_ih = (_matrix(path, weights, f"rnns.0.weight_{kind}_l0", 2) for kind in ("hh", "ih"))
+    hidden_size = first_hh.size(1)
+    if first_hh.size(0) % hidden_size or first_hh.size(0) // hidden_size not in GATES:
+        gru, lstm = ((gates * hidden_size, hidden_size) for gates in GATES)
+        shape = tuple(first_hh.shape)
+        raise InputError(f"{path}: rnns.0.weight_hh_l0 has shape {shape}, not a GRU's {gru} or an LSTM's {lstm}")
+    num_layers = _count(weights, r"rnns\.(\d+)\.")
+    prenet_layers = _count(weights, r"prenet\.layers\.(\d+)\.")
+    if _has_postnet(weights):
+        mel_dim = _matrix(path, weights, "postnet.layer.weight", 3).size(0)
+    else:
+        mel_dim = (_matrix(path, weights, "prenet.layers.0.weight", 2) if prenet_layers else first_ih).size(1)
+    prenet = PrenetConfig(mel_dim, hidden_size, prenet_layers, 0.0) if prenet_layers else None
+    input_size = hidden_size if prenet else mel_dim
+    if first_ih.size(1) != input_size:
+        raise InputError(f"{path}: rnns.0.weight_ih_l0 has shape {tuple(first_ih.shape)}, "
+                         f"not ({first_hh.size(0)}, {input_size})")  # fmt: skip
+    rnn_type = GATES[first_hh.size(0) // hidden_size]
+    return mel_dim, prenet, RNNConfig(input_size, hidden_size, num_layers, 0.0, False, rnn_type)
+
+
+def _has_postnet(weights: Mapping[str, torch.Tensor]) -> bool:
+    return any(key.startswith("postnet.") for key in weights)
+
+
+def _matrix(path: Path, weights: Mapping[str, torch.Tensor], key: str, dims: int) -> torch.Tensor:
+    if key not in weights:
+        raise InputError(f"{path} is not an APC checkpoint: it has no {key}")
+    if weights[key].dim() != dims or 0 in weights[key].shape:
+        raise InputError(f"{path}: {key} has shape {tuple(weights[key].shape)}, not one of {dims} sizes above 0")
+    return weights[key]
+
+
+def _count(weights: Mapping[str, torch.Tensor], pattern: str) -> int:
+    return len({match[1] for key in weights if (match := re.match(pattern, key))})
+
+
+def _known_facts(path: Path, own_config: dict[str, Any], is_s3prl: bool) -> Facts:
+    """Residual and time shift, from the file's own configuration, config.json beside the file, or its name."""
+    if config := own_config.get(CONFIG_KEY):
+        first = _search(config, "first_residual_layer")
+        if not isinstance(first, int | None) or (first or 0) < 0:
+            raise InputError(f"{path}: first_residual_layer {one_line(first, 40)} is not a layer")
+        facts = _facts(path, _search(config, "residual"), _search(config, "time_shift"))
+        return facts._replace(first_residual_layer=first or 0)
+    beside = path.parent / "config.json"
+    if beside.is_file() and "__" in path.name:  # as this project names its checkpoints
+        config = read_json(beside)
+        name = config.get("experiment_name")
+        if isinstance(name, str) and path.name.startswith(f"{name}__"):
+            return _facts(beside, config.get("rnn_residual"), config.get("time_shift"))
+    if is_s3prl:
+        # s3prl's configuration, or, where that does not tell, the command line's options that stand beside it
+        places = [own_config.get("config"), own_config]
+        residual, time_shift = (_search(places, key) for key in ("residual", "n_future"))
+        return _facts(path, residual, time_shift)._replace(first_residual_layer=1)
+    if match := RELEASED_NAME.search(path.name):
+        return Facts(match["residual"] is not None, int(match["time_shift"]))
+    return Facts()
+
+
+def _facts(where: Path, residual: Any, time_shift: Any) -> Facts:
+    if not isinstance(residual, bool | None) or not isinstance(time_shift, int | None):
+        raise InputError(f"{where}: residual {one_line(residual, 40)} and time shift {one_line(time_shift, 40)} should "
+                         "be true or false and a number of frames")  # fmt: skip
+    return Facts(residual, time_shift)
+
+
+def _search(config: Any, key: str, depth: int = 6) -> Any:
+    """The first value of a key in nested dicts, lists and argparse's namespaces, or None."""
+    config = vars(config) if isinstance(config, argparse.Namespace) else config
+    if depth == 0 or not isinstance(config, Mapping | list):
+        return None
+    if isinstance(config, Mapping) and key in config:
+        return config[key]
+    found = (_search(value, key, depth - 1) for value in (config.values() if isinstance(config, Mapping) else config))
+    return next((value for value in found if value is not None), None)
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str | Path) -> None:
+    """Make weights those of a model (which may be on the meta device), or an InputError: a key and both shapes."""
+    expected = model.state_dict()
+    for key in sorted(expected.keys() | weights.keys()):
+        have, want = (tuple(w[key].shape) if key in w else "nothing" for w in (weights, expected))
+        if have != want:
+            raise InputError(f"{where}: {key} is {have} in the checkpoint, and {want} in the model")
+    model.load_state_dict(weights, assign=True)
