@@ -17,11 +17,12 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils.audio.log_mel import hours
+from utils.audio.frames import frames_to_hours
 from utils.corpus.batch_order import BatchOrder, deal
-from utils.corpus.prepared import TENSOR_SUFFIX, list_utterances, load_tensor, load_utterance, read_bytes
+from utils.corpus.prepared import TENSOR_SUFFIX, list_utterances, load_tensor, load_utterance
 from utils.system.errors import InputError, one_line
 from utils.system.signals import start_worker
+from utils.system.untrusted import read_bytes
 
 TOLD_BY = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
 
@@ -113,7 +114,7 @@ class LibriSpeech(Dataset):
         return _read(self.files[index], self.lengths[index], self.mel_dim), self.lengths[index]
 
     def __str__(self) -> str:
-        size = f"{len(self)} utterances, {hours(sum(self.lengths)):.2f} hours"
+        size = f"{len(self)} utterances, {frames_to_hours(sum(self.lengths)):.2f} hours"
         left_out = f"{self.left_out} left out (of {self.longer_than} frames or fewer)"
         drawn = f", {self.not_drawn} not drawn ({self.fraction:g} are, by seed {self.seed})" if self.not_drawn else ""
         return f"{size}, {left_out}{drawn}, {', '.join(map(str, self.paths))}"

@@ -10,10 +10,11 @@ import argparse
 import os
 from pathlib import Path
 
-from utils.audio.log_mel import hours
-from utils.corpus.arguments import add_source_options, choose_norm, choose_speakers
-from utils.corpus.preparation import Options, Summary, prepare
-from utils.corpus.sources import ArchiveSource, AudioSource, Source, closing_lines
+from utils.audio.frames import frames_to_hours
+from utils.corpus.arguments import add_source_options, choose_scaling
+from utils.corpus.audio_tree import AudioSource
+from utils.corpus.preparation import PrepareOptions, Summary, prepare
+from utils.corpus.sources import ArchiveSource, Source, closing_lines
 from utils.system.arguments import HelpFormatter, positive
 from utils.system.errors import run_script
 from utils.system.files import refuse_to_remove
@@ -66,7 +67,7 @@ def report(summary: Summary, source: Source, args: argparse.Namespace) -> None:
     truncated = "was complete before" if summary.truncated is None else f"{summary.truncated} truncated"
     print(
         f"{args.save_dir}: {summary.utterances} utterances, {summary.frames} frames, "
-        f"{hours(summary.frames):.2f} hours, {truncated}, {summary.skipped} skipped"
+        f"{frames_to_hours(summary.frames):.2f} hours, {truncated}, {summary.skipped} skipped"
     )
 
 
@@ -77,19 +78,16 @@ def main(arguments: list[str] | None = None) -> None:
     if args.overwrite:
         sources = args.librispeech_from_kaldi or [args.librispeech_audio]
         refuse_to_remove(args.save_dir, (*sources, args.norm_from, args.utt2spk, args.spk2utt))
-    norm = choose_norm(args, is_audio=bool(args.librispeech_audio))
     if args.librispeech_audio:
         source = AudioSource.find(args.librispeech_audio, args.channel, args.resample, args.on_error == "skip")
     else:
         source = ArchiveSource(args.librispeech_from_kaldi)
-    options = Options(
+    options = PrepareOptions(
         max_seq_len=args.max_seq_len,
         num_workers=args.num_workers,
         skip_errors=args.on_error == "skip",
         overwrite=args.overwrite,
-        norm=norm,
-        norm_from=args.norm_from,
-        speakers=choose_speakers(args, source, norm),
+        scaling=choose_scaling(args, source),
     )
     report(prepare(source, args.save_dir, options), source, args)
 

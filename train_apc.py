@@ -10,8 +10,8 @@ On 8 GPUs of one machine; on 2 machines of 8, the same on both (the first one's 
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=ADDRESS:PORT --rdzv_id=ts3 \
         train_apc.py --rnn_residual --time_shift 3 --experiment_name ts3 --resume
 
-Writes logs/<experiment_name>.dir/ (see utils/training/experiment.py). Can be killed at any moment: the same command with
---resume goes on and ends with the same weights, bit for bit, on the same machine with as many processes.
+Writes logs/<experiment_name>.dir/ (see utils/training/experiment.py). Can be killed at any moment: the same command
+with --resume continues and ends with the same weights, bit for bit, on the same machine with as many processes.
 """
 
 import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch

@@ -39,7 +39,7 @@ from common import (
     with_default_allocation,
 )
 
-from utils.audio.log_mel import FRAMES_PER_SECOND, SAMPLE_RATE
+from utils.audio.frames import FRAMES_PER_SECOND, SAMPLE_RATE
 
 OURS, PACKED, ONE_BY_ONE = "this project", "packed", "one file at a time"
 SCRIPT = Path(__file__).resolve().parent.parent / "load_pretrained_model.py"

@@ -28,9 +28,11 @@ import soundfile
 import torch
 from common import MEL_DIM, memory_mb, seconds_of
 
-from utils.audio.log_mel import SAMPLE_RATE
-from utils.corpus.preparation import Options, in_chunks, prepare
-from utils.corpus.sources import ArchiveSource, AudioSource
+from utils.audio.frames import SAMPLE_RATE
+from utils.corpus.audio_tree import AudioSource
+from utils.corpus.passes import in_chunks
+from utils.corpus.preparation import PrepareOptions, prepare
+from utils.corpus.sources import ArchiveSource
 from utils.kaldi.archives import write_ark, write_blogmel
 from utils.kaldi.matrices import Utterance
 from utils.system.memory import reuse_freed_memory
@@ -104,7 +106,7 @@ def make_input(root: Path, options: argparse.Namespace) -> tuple[float, int]:
 
 def median_seconds(root: Path, options: argparse.Namespace) -> dict[str, float]:
     """Median seconds of each variant, in turns, each time in a new process and on a disk that has nothing to do."""
-    prepare(ArchiveSource([root / "in.ark"]), root / "reference", Options(MAX_SEQ_LEN, options.num_workers))
+    prepare(ArchiveSource([root / "in.ark"]), root / "reference", PrepareOptions(MAX_SEQ_LEN, options.num_workers))
     seconds = {name: [] for name in make_variants(root, options)}
     settings = ["--num_workers", str(options.num_workers), "--root", str(root)]
     for _ in range(options.repeats):
@@ -121,7 +123,7 @@ def make_variants(root: Path, options: argparse.Namespace) -> dict[str, Callable
     output = root / "output"
 
     def ours(source: ArchiveSource | AudioSource, norm: str = "none") -> None:
-        prepare(source, output, Options(MAX_SEQ_LEN, options.num_workers, norm=norm))
+        prepare(source, output, PrepareOptions(MAX_SEQ_LEN, options.num_workers, norm=norm))
 
     def copy() -> None:
         """As much as any input must write."""
@@ -180,7 +182,7 @@ def peak_memory(root: Path, count: int, options: argparse.Namespace) -> float:
 
 def report_memory(archive: Path, num_workers: int) -> None:
     """In a process of its own: prints its peak, and that of its largest worker as often as there are workers."""
-    options = Options(100, num_workers, norm="speaker")
+    options = PrepareOptions(100, num_workers, norm="speaker")
     prepare(ArchiveSource([archive]), archive.with_suffix(".prepared"), options)
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(memory_mb("VmHWM") + num_workers * workers)

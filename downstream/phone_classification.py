@@ -34,10 +34,10 @@ from downstream.probing.probes import CLASSIFIERS, ProbeOptions, train_probe
 from downstream.probing.scoring import error_by_phone, percent, score_phones
 from downstream.probing.splits import DEV, TEST, TRAIN
 from utils.system.arguments import HelpFormatter, natural
+from utils.system.device import pick_device
 from utils.system.errors import run_script
 from utils.system.files import make_way_for, write_json
 from utils.system.memory import reuse_freed_memory
-from utils.training.arguments import pick_device
 
 
 def classify_phones(

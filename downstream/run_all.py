@@ -39,10 +39,10 @@ from downstream.probing.training import checkpoint_path, train
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.system.arguments import HelpFormatter, positive, positive_float
+from utils.system.device import pick_device
 from utils.system.errors import InputError, one_line, run_script
 from utils.system.files import lock_directory, read_json, refuse_other_files, remove_leftovers, write_json
 from utils.system.memory import reuse_freed_memory
-from utils.training.arguments import pick_device
 
 CONFIG_FILE = "config.json"
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers", "quick"}

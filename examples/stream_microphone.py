@@ -24,7 +24,8 @@ import torch
 
 from apc_model import APCModel
 from load_pretrained_model import describe, load_pretrained
-from utils.audio.log_mel import NUM_MEL_BINS, SAMPLE_RATE, OnlineLogMel
+from utils.audio.frames import NUM_MEL_BINS, SAMPLE_RATE
+from utils.audio.log_mel import OnlineLogMel
 from utils.audio.waveforms import waveform_blocks
 from utils.corpus.normalization import Normalizer
 from utils.system.arguments import HelpFormatter, add_residual_option, natural, positive

@@ -205,7 +205,10 @@ def test_a_rank_ends_with_its_code_and_without_the_interpreters_finalisation():
     """Threads of a process group abort in it."""
     for end, code in (("pass", 0), ("raise InputError('bad')", 2), ("sys.exit(7)", 7), ("1 / 0", 1)):
         script = f"def main():\n print('done', end='')\n {end}\nrun_script(main)"
-        head = "import atexit, sys\nfrom utils.system.errors import InputError, run_script\natexit.register(print, 'finalised')\n"
+        head = (
+            "import atexit, sys\nfrom utils.system.errors import InputError, run_script\n"
+            "atexit.register(print, 'finalised')\n"
+        )
         environment = os.environ | {"WORLD_SIZE": "2"}
         ran = subprocess.run([sys.executable, "-c", head + script], cwd=ROOT, env=environment, capture_output=True)
         assert (ran.stdout, ran.returncode) == (b"done", code), ran.stderr

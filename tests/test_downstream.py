@@ -16,7 +16,7 @@ from downstream import phone_classification, run_all, speaker_identification, sp
 from downstream.probing.report import Claim, Row
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
-from utils.audio.log_mel import SAMPLE_RATE
+from utils.audio.frames import SAMPLE_RATE
 from utils.system.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import make_prepared
 from preparing_runs import content, prepare
+from utils.corpus.prepare_steps import ToRawFrames, read_raw
 
 from utils.corpus.output_directory import OutputDirectory
-from utils.corpus.prepare_steps import ToRawFrames, read_raw
 from utils.corpus.prepared import load_lengths, save_tensor
 from utils.system.errors import InputError
 from utils.system.files import atomic_write, check_utterance_id, lock_directory

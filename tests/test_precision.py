@@ -10,8 +10,9 @@ from preparing_runs import prepare
 from training_runs import SMALL, TOO_LARGE, curves, made, stop_at, train
 
 import train_apc
-from utils.corpus.prepared import load_tensor, load_untrusted, save_tensor
+from utils.corpus.prepared import load_tensor, save_tensor
 from utils.system.errors import InputError, Stopped
+from utils.system.untrusted import load_untrusted
 
 SAMPLE = Path(__file__).parent.parent / "librispeech_data/sample"
 LOGS = Path("logs")

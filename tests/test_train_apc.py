@@ -17,8 +17,9 @@ import datasets
 import train_apc
 from datasets import BatchOrder, LibriSpeech
 from load_pretrained_model import load_pretrained
-from utils.corpus.prepared import load_lengths, load_tensor, load_untrusted, save_tensor
+from utils.corpus.prepared import load_lengths, load_tensor, save_tensor
 from utils.system.errors import InputError, Stopped
+from utils.system.untrusted import load_untrusted
 from utils.training.arguments import parse_training_options
 
 

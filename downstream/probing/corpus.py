@@ -15,11 +15,12 @@ from downstream.probing.features import FeatureSets, Utterances, log_mel_feature
 from downstream.probing.labels import PhoneLabels, read_labels
 from downstream.probing.splits import SETS, TRAIN, Splits, find_splits
 from load_pretrained_model import load_pretrained
-from utils.corpus.normalization import BY_MAP, Speakers
-from utils.corpus.preparation import Options, prepare
+from utils.corpus.preparation import PrepareOptions, prepare
+from utils.corpus.scaling import Scaling
+from utils.corpus.speakers import BY_MAP, Speakers
 from utils.features.extraction import ALL_LAYERS, MEAN_OF_LAYERS, pick_layers
+from utils.system.device import pick_device
 from utils.system.errors import InputError
-from utils.training.arguments import pick_device
 
 
 class Corpus(NamedTuple):
@@ -74,8 +75,10 @@ def prepare_set(splits: Splits, name: str, prepared: Path, options: argparse.Nam
     prepare(
         splits.sources[name],
         prepared / name,
-        Options(num_workers=options.num_workers, norm=options.norm, speakers=rule,
-                norm_from=prepared / TRAIN if is_like_train else None),
+        PrepareOptions(
+            num_workers=options.num_workers,
+            scaling=Scaling(options.norm, prepared / TRAIN if is_like_train else None, rule),
+        ),
     )  # fmt: skip
 
 

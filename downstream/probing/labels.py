@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.audio.log_mel import SHIFT_MS, WINDOW_MS
+from utils.audio.frames import SHIFT_MS, WINDOW_MS
 from utils.kaldi.byte_reader import reading
 from utils.system.errors import InputError, one_line
 

@@ -15,7 +15,7 @@ from downstream.probing.probes import CLASSIFIERS
 from downstream.probing.scoring import mean_and_deviation
 from downstream.probing.splits import TEST
 from downstream.probing.study import LINEAR, Study
-from utils.audio.log_mel import FRAMES_PER_SECOND
+from utils.audio.frames import FRAMES_PER_SECOND
 from utils.system.files import atomic_write
 
 FIGURES = {

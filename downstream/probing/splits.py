@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.audio.waveforms import AudioUtterance
-from utils.corpus.normalization import BY_FOLDER, BY_ID, LIBRISPEECH_ID, Speakers
-from utils.corpus.sources import AudioSource
+from utils.corpus.audio_tree import AudioSource, AudioUtterance
+from utils.corpus.speakers import BY_FOLDER, BY_ID, LIBRISPEECH_ID, Speakers
 from utils.system.errors import InputError
 
 TRAIN, DEV, TEST = SETS = ("train", "dev", "test")
@@ -53,8 +52,8 @@ def find_splits(audio: Path, held_out_speakers: list[str] | None = None) -> Spli
         dev = files[TRAIN][::DEV_EVERY]
         files = {TRAIN: [file for file in files[TRAIN] if file not in dev], DEV: dev, TEST: files[DEV]}
     everything = [file for of_set in files.values() for file in of_set]
-    rule = Speakers(BY_ID if all(LIBRISPEECH_ID.fullmatch(file.utterance) for file in everything) else BY_FOLDER)
-    speakers = {file.utterance: rule.of(file.utterance, file.folder) for file in everything}
+    rule = Speakers(BY_ID if all(LIBRISPEECH_ID.fullmatch(file.id) for file in everything) else BY_FOLDER)
+    speakers = {file.id: rule.of(file.id, file.folder) for file in everything}
     if held_out_speakers:
         files = by_speaker(files, speakers, held_out_speakers)
     return Splits({name: AudioSource(files[name], audio) for name in SETS}, speakers, rule.describe())
@@ -65,8 +64,8 @@ def check_disjoint(files: Files) -> None:
     first: dict[str, str] = {}
     for name, of_set in files.items():
         for file in of_set:
-            if first.setdefault(file.utterance, name) != name:
-                raise InputError(f"{file.where}: utterance {file.utterance} is in {first[file.utterance]} as well")
+            if first.setdefault(file.id, name) != name:
+                raise InputError(f"{file.location}: utterance {file.id} is in {first[file.id]} as well")
 
 
 def by_speaker(files: Files, speakers: dict[str, str], held_out: list[str]) -> Files:
@@ -81,7 +80,7 @@ def by_speaker(files: Files, speakers: dict[str, str], held_out: list[str]) -> F
         raise InputError(f"--held_out_speakers: there is no speaker {unknown[0]}, but {there}")
 
     def is_held_out(file: AudioUtterance) -> bool:
-        return speakers[file.utterance] in held_out
+        return speakers[file.id] in held_out
 
     split = {name: [file for file in files[name] if not is_held_out(file)] for name in (TRAIN, DEV)}
     for name, left in split.items():

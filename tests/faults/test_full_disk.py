@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from fault_runs import ALL_JOBS, JOBS, PREPARE, PREPARE_ALONE, TRAIN, assert_goes_on, files, left_alone, make_workplace
 
-from utils.corpus.prepared import load_untrusted
+from utils.system.untrusted import load_untrusted
 
 FULL = "full 0"  # no file grows any more, whichever it is
 

@@ -3,15 +3,9 @@
 import kaldi_native_fbank
 import numpy as np
 
+from utils.audio.frames import NUM_MEL_BINS, SAMPLE_RATE, SHIFT_MS, WINDOW_MS, WINDOW_SAMPLES
 from utils.system.errors import InputError
 
-SAMPLE_RATE = 16000  # Hz
-WINDOW_MS = 25
-SHIFT_MS = 10
-WINDOW_SAMPLES = SAMPLE_RATE * WINDOW_MS // 1000
-SHIFT_SAMPLES = SAMPLE_RATE * SHIFT_MS // 1000
-FRAMES_PER_SECOND = 1000 // SHIFT_MS
-NUM_MEL_BINS = 80
 LOW_FREQ = 20  # Hz
 HIGH_FREQ = -400  # Hz, from the Nyquist frequency down: Kaldi's hires configurations
 INT16_SCALE = 32768  # Kaldi computes on samples in the range of int16
@@ -91,16 +85,6 @@ def log_mel(waveform: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     if len(frames) == 0:
         raise InputError(f"{len(waveform)} samples are shorter than a window of {WINDOW_SAMPLES} ({WINDOW_MS} ms)")
     return frames
-
-
-def hours(frames: int) -> float:
-    """How long so many frames are."""
-    return frames / FRAMES_PER_SECOND / 3600
-
-
-def num_frames(samples: int) -> int:
-    """How many frames so many samples at 16 kHz give."""
-    return max(0, 1 + (samples - WINDOW_SAMPLES) // SHIFT_SAMPLES)
 
 
 def _in_int16_range(waveform: np.ndarray) -> np.ndarray:

@@ -1,25 +1,19 @@
-"""Audio files: finding them, reading them as 16 kHz mono of any length, and turning them into log-Mel frames."""
+"""Audio files read as 16 kHz mono, whole or block by block, and checked against the length that they promise."""
 
 import contextlib
-import errno
 import os
 import re
-import stat
-from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
-from utils.audio.log_mel import SAMPLE_RATE, WINDOW_SAMPLES, OnlineLogMel, log_mel, num_frames
+from utils.audio.frames import SAMPLE_RATE, WINDOW_SAMPLES, num_frames
 from utils.kaldi.byte_reader import open_regular, reading
 from utils.system.errors import InputError, one_line
-from utils.system.files import check_utterance_id
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".wave", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".sph")
 MAX_SECONDS = 1800  # longer files are no utterances, and a header can claim any length
 MAX_SAMPLES = 1 << 28  # over all channels: 1 GiB as float32
 BLOCK_VALUES = 1 << 20  # over all channels: a minute of mono, where a file is read piece by piece
@@ -28,176 +22,11 @@ STREAMED_BYTES = 0x7FFFF000  # a file that was written to a pipe claims at least
 UNKNOWN_FRAMES = (1 << 63) - 1  # of a FLAC that was written to a pipe
 TOLERATED_SECONDS = 1  # that a header may promise beyond what is there
 NIST_HEADER_BYTES = 1024
-CONVERTIBLE_SUFFIXES = (".m4a", ".aac")
-CONVERT = "ffmpeg -i in.m4a -ar 16000 out.wav"
 # What libsndfile's log says of WAV and CAF (data), W64 (riff), RF64 (Riff size), AU (Data Size) and AIFF (SSND).
 _CLAIMED = re.compile(r"^\s*(?:data|riff|Riff size|Data Size|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _NO_LENGTH = re.compile(r"^\s*Data Size\s*: -1$", re.MULTILINE)
 _NO_END = re.compile(r"lacks an end-of-stream bit")  # Ogg
 _NIST_SAMPLES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
-
-
-class AudioUtterance(NamedTuple):
-    """An audio file; loading it computes its log-Mel frames."""
-
-    utterance: str
-    where: str
-    num_bytes: int
-    folder: str
-    channel: int | None = None
-    resample: bool = False
-    mtime_ns: int = 0
-
-    def load(self) -> np.ndarray:
-        """(frames, 80) float32. Raises InputError, naming the file, where it is no usable speech."""
-        with self._naming_utterance():
-            return log_mel(read_waveform(self.where, self.channel, self.resample))
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """The frames of `load`, a block after another, of a recording of any length."""
-        online = OnlineLogMel()
-        with self._naming_utterance():
-            for samples in waveform_blocks(self.where, self.channel, self.resample):
-                yield online.accept(samples)
-
-    def long_frames(self) -> int | None:
-        """About how many frames it has, by its header, if that is more than a minute of them; else None."""
-        # A file that cannot be read is not long: loading it says why.
-        with contextlib.suppress(InputError, OSError, soundfile.SoundFileError), open_regular(self.where) as file:
-            audio = soundfile.info(file)
-            if audio.frames > LONG_SECONDS * audio.samplerate:
-                return num_frames(audio.frames * SAMPLE_RATE // audio.samplerate)
-        return None
-
-    def remark(self) -> str | None:
-        """How much shorter it is than its header promises, where that is tolerated; None where it is whole."""
-        with self._naming_utterance(), _open_audio(self.where) as audio:
-            return _check_length(audio, self.where)
-
-    @contextlib.contextmanager
-    def _naming_utterance(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError as error:
-            reason = str(error).removeprefix(self.where).removeprefix(": ")
-            raise InputError(f"{self.where}: utterance {self.utterance}: {reason}") from error
-
-
-def find_audio(
-    directory: str | Path, channel: int | None = None, resample: bool = False, skip_errors: bool = False
-) -> tuple[list[AudioUtterance], Counter[str]]:
-    """Every audio file below a directory, sorted by utterance id, which is the file's name without its ending.
-
-    Links are followed. With `skip_errors`, directories that cannot be read are skipped.
-
-    Returns:
-        The files, and how many entries of each kind are not read.
-
-    Raises:
-        InputError: there is none, two have the same name, or a name is no utterance id; or a directory cannot be read.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise InputError(f"{directory} is not a directory")
-    files, not_read = _walk(directory, skip_errors)
-    found: dict[str, AudioUtterance] = {}
-    problems = []
-    for path, size, mtime_ns in sorted(files):
-        try:
-            utterance = check_utterance_id(path.stem, str(path))
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        if utterance in found:
-            problems.append(f"{found[utterance].where} and {path} are both utterance {utterance}: rename one")
-            continue
-        folder = path.absolute().parent.name
-        found[utterance] = AudioUtterance(utterance, str(path), size, folder, channel, resample, mtime_ns)
-    if problems:
-        others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise InputError(problems[0] + others, details=problems if others else ())
-    if not found:
-        told = f"; {describe_not_read(not_read)}" if not_read else ""
-        raise InputError(f"{directory} holds no audio files ({', '.join(AUDIO_SUFFIXES)}){told}")
-    return [found[utterance] for utterance in sorted(found)], not_read
-
-
-def describe_not_read(not_read: Counter[str]) -> str:
-    """The entries of a directory that are not read: how many of each kind."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in not_read.most_common())
-    convert = f" (convert these: {CONVERT})" if any(kind in CONVERTIBLE_SUFFIXES for kind in not_read) else ""
-    return f"{not_read.total()} files not read: {kinds}{convert}"
-
-
-def _walk(top: Path, skip_errors: bool) -> tuple[list[tuple[Path, int, int]], Counter[str]]:
-    """The path, size and time of each audio file below a directory, and how many entries of each kind are not read.
-
-    Linked directories come after all others, so that what is reached both ways has its own path.
-    """
-    files: list[tuple[Path, int, int]] = []
-    not_read: Counter[str] = Counter()
-    folders, linked, seen = [top], deque[Path](), set()
-    while folders or linked:
-        folder = folders.pop() if folders else linked.popleft()
-        try:
-            status = folder.stat()
-            entries = [] if (status.st_dev, status.st_ino) in seen else sorted(os.scandir(folder), key=os.fspath)
-        except OSError as error:
-            if not skip_errors:
-                reason = f"{folder} cannot be read: {error.strerror}; --on_error skip leaves it out"
-                raise InputError(reason) from error
-            not_read["unreadable directory"] += 1
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            not_read["link to a directory that is read already"] += 1
-        seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            path, kind = folder / entry.name, _kind(entry)
-            if kind == "file":
-                files.append((path, *_size_and_time(path)))
-            elif kind != "directory":
-                not_read[kind] += 1
-            elif not entry.is_symlink():
-                folders.append(path)
-            elif _is_above(path, folder) or _is_above(path, top):
-                not_read["link to a directory above it"] += 1
-            else:
-                linked.append(path)
-    return files, not_read
-
-
-def _kind(entry: os.DirEntry) -> str:
-    """'directory', 'file' where it is to be read, or the kind of what is not."""
-    if entry.name.startswith("."):  # macOS adds ._name files
-        return "hidden"
-    suffix = Path(entry.name).suffix.lower()
-    is_audio = suffix in AUDIO_SUFFIXES
-    try:
-        mode = Path(entry.path).stat().st_mode
-    except OSError as error:
-        if entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return "broken link"
-        if entry.is_dir(follow_symlinks=False):
-            return "directory"  # reading it says what is wrong
-        return "file" if is_audio else suffix or "without suffix"
-    if stat.S_ISDIR(mode):
-        return "directory"
-    if not is_audio:
-        return suffix or "without suffix"
-    return "file" if stat.S_ISREG(mode) else "device or pipe"
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0  # loading it says what is wrong
-    return status.st_size, status.st_mtime_ns
-
-
-def _is_above(link: Path, folder: Path) -> bool:
-    """Whether a link leads to a directory that holds the folder, or to the folder itself."""
-    return folder.resolve().is_relative_to(link.resolve())
 
 
 def read_waveform(path: str | Path, channel: int | None = None, resample: bool = False) -> np.ndarray:
@@ -234,9 +63,24 @@ def waveform_blocks(
             lowest, highest = min(lowest, samples.min(initial=np.inf)), max(highest, samples.max(initial=-np.inf))
             yield samples
     if given < WINDOW_SAMPLES:
-        raise InputError(f"{path}: {given} samples, less than a window of {WINDOW_SAMPLES} (25 ms)")
+        raise InputError(f"{given} samples, less than a window of {WINDOW_SAMPLES} (25 ms)", str(path))
     if lowest == highest:
-        raise InputError(f"{path}: all samples are {lowest:g}: a recording with zero variance")
+        raise InputError(f"all samples are {lowest:g}: a recording with zero variance", str(path))
+
+
+def long_frames(path: str | Path) -> int | None:
+    """The approximate number of frames of a file, by its header, if it is longer than LONG_SECONDS; else None."""
+    # A file that cannot be read is not long: reading it says why.
+    with contextlib.suppress(InputError), _open_audio(path) as audio:
+        if audio.frames > LONG_SECONDS * audio.samplerate:
+            return num_frames(audio.frames * SAMPLE_RATE // audio.samplerate)
+    return None
+
+
+def describe_length(path: str | Path) -> str | None:
+    """How much shorter a file is than its header promises, where that is tolerated; None where it is whole."""
+    with _open_audio(path) as audio:
+        return _check_length(audio, path)
 
 
 @contextlib.contextmanager
@@ -247,7 +91,7 @@ def _open_audio(path: str | Path) -> Iterator[soundfile.SoundFile]:
             yield audio
     except soundfile.SoundFileError as error:
         reason = one_line(getattr(error, "error_string", error), 200)
-        raise InputError(f"{path}: no audio, cut off or damaged: {reason}") from error
+        raise InputError(f"no audio, truncated or damaged: {reason}", str(path)) from error
 
 
 def _mono_blocks(audio: soundfile.SoundFile, path: str | Path, channel: int) -> Iterator[np.ndarray]:
@@ -261,7 +105,7 @@ def _mono_blocks(audio: soundfile.SoundFile, path: str | Path, channel: int) -> 
         block = audio.read(at_once, dtype="float32", always_2d=True)  # (samples, channels)
         read, is_last = read + len(block), len(block) < at_once
         if is_last and read < audio.frames:
-            raise InputError(f"{path}: no audio, cut off or damaged: {read} of {audio.frames} samples can be read")
+            raise InputError(f"no audio, truncated or damaged: {read} of {audio.frames} samples can be read", str(path))
         samples = np.ascontiguousarray(block[:, channel])
         yield samples if resampler is None else resampler.resample_chunk(samples, last=is_last)
 
@@ -271,16 +115,16 @@ def _check_header(
 ) -> None:
     """Refuse what cannot be read rightly, before memory is taken for it."""
     if audio.samplerate != SAMPLE_RATE and not resample:
-        raise InputError(f"{path}: {audio.samplerate} Hz, not {SAMPLE_RATE} Hz; --resample converts it")
+        raise InputError(f"{audio.samplerate} Hz, not {SAMPLE_RATE} Hz; --resample converts it", str(path))
     if channel is None and audio.channels != 1:
-        raise InputError(f"{path}: {audio.channels} channels; --channel takes one of them (from 0)")
+        raise InputError(f"{audio.channels} channels; --channel takes one of them (from 0)", str(path))
     if channel is not None and channel >= audio.channels:
-        raise InputError(f"{path}: no channel {channel}: it has {audio.channels} (the first is 0)")
+        raise InputError(f"no channel {channel}: it has {audio.channels} (the first is 0)", str(path))
     if audio.frames == UNKNOWN_FRAMES:  # which libsndfile cannot read block by block
-        raise InputError(f"{path}: its header does not say how long it is: write it anew (flac -d, then flac)")
+        raise InputError("its header does not say how long it is: write it anew (flac -d, then flac)", str(path))
     too_long = max_seconds and audio.frames > max_seconds * audio.samplerate
     if too_long or (max_seconds and audio.frames * audio.channels > MAX_SAMPLES):
-        raise InputError(f"{path}: longer than {max_seconds} seconds, or damaged: split it into utterances")
+        raise InputError(f"longer than {max_seconds} seconds, or damaged: split it into utterances", str(path))
     _check_length(audio, path)
 
 
@@ -291,14 +135,14 @@ def _check_length(audio: soundfile.SoundFile, path: str | Path) -> str | None:
         InputError: it lacks more than a second, or more than half, or an Ogg stream has no end.
     """
     if _NO_END.search(audio.extra_info):
-        raise InputError(f"{path}: cut off: the end of its stream is missing")
+        raise InputError("truncated file: the end of its stream is missing", str(path))
     promised = _promised_frames(audio)
     if promised is None:
-        return f"{path}: its header does not say how long it is"
+        return "its header does not say how long it is"
     seconds = (promised - audio.frames) / audio.samplerate
     if seconds > TOLERATED_SECONDS or promised > 2 * audio.frames:
-        raise InputError(f"{path}: cut off: {seconds:.2f} s less than its header promises")
-    return f"{path}: shorter than its header: {seconds:.3f} s are missing" if seconds > 0 else None
+        raise InputError(f"truncated file: {seconds:.2f} s less than its header promises", str(path))
+    return f"shorter than its header: {seconds:.3f} s are missing" if seconds > 0 else None
 
 
 def _promised_frames(audio: soundfile.SoundFile) -> int | None:

@@ -1,22 +1,34 @@
-"""The options of scripts that read audio and normalise frames, and what follows from them."""
+"""The options of scripts that read a corpus: where its utterances come from, and how their frames are scaled."""
 
 import argparse
 from pathlib import Path
 
-from utils.corpus.normalization import BY_FOLDER, BY_ID, LIBRISPEECH_ID, MODES, Normalizer, Speakers
-from utils.corpus.sources import AudioSource, Source
+from utils.corpus.audio_tree import AUDIO_SUFFIXES, CONVERT, CONVERTIBLE_SUFFIXES, AudioSource
+from utils.corpus.normalization import MODES, Normalizer
+from utils.corpus.output_directory import MADE_FROM_FILE
+from utils.corpus.prepared import LENGTHS_FILE
+from utils.corpus.scaling import Scaling
+from utils.corpus.sources import ArchiveSource, PreparedSource, Source
+from utils.corpus.speakers import BY_FOLDER, BY_ID, LIBRISPEECH_ID, Speakers
 from utils.system.arguments import natural
 from utils.system.errors import InputError
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """How audio is read, and how frames are normalised."""
+    """Add the options for reading audio and for normalising frames."""
     add = parser.add_argument
-    add("--norm", choices=MODES,
+    add(
+        "--norm",
+        choices=MODES,
         help="Scale frames to zero mean and unit variance over each of these "
-        "(by default speaker for audio, none for archives).")  # fmt: skip
-    add("--norm_from", type=Path, metavar="FILE",
-        help="Scale frames by this normalization.json, or that of this prepared directory, instead.")  # fmt: skip
+        "(by default speaker for audio, none for archives).",
+    )
+    add(
+        "--norm_from",
+        type=Path,
+        metavar="FILE",
+        help="Scale frames by this normalization.json, or that of this prepared directory, instead.",
+    )
     maps = parser.add_mutually_exclusive_group()
     maps.add_argument("--utt2spk", type=Path, metavar="FILE", help="Take the speakers from this Kaldi utt2spk file.")
     maps.add_argument("--spk2utt", type=Path, metavar="FILE", help="Take the speakers from this Kaldi spk2utt file.")
@@ -24,12 +36,39 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--resample", action="store_true", help="Convert audio of another sample rate to 16 kHz instead of refusing.")
 
 
-def choose_norm(args: argparse.Namespace, is_audio: bool) -> str:
-    """How frames are normalised where --norm_from does not say: archives hold normalised frames already, as a rule.
+def find_source(
+    paths: list[Path], channel: int | None = None, resample: bool = False, skip_errors: bool = False
+) -> Source:
+    """The source that paths name: a prepared directory (it has a lengths.pkl), a directory of audio, or archives.
 
     Raises:
-        InputError: options that exclude each other.
+        InputError: there is nothing of the kind.
     """
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+        if path.is_file() and path.suffix.lower() in AUDIO_SUFFIXES:
+            raise InputError(f"{path} is an audio file: give the directory that holds it")
+        if path.is_file() and path.suffix.lower() in CONVERTIBLE_SUFFIXES:
+            raise InputError(f"{path} cannot be read: convert it ({CONVERT}), and give the directory that holds it")
+    if not any(path.is_dir() for path in paths):
+        return ArchiveSource(paths)
+    if len(paths) > 1:
+        raise InputError(f"{', '.join(map(str, paths))}: give one directory, or archives only")
+    if (paths[0] / LENGTHS_FILE).exists():
+        return PreparedSource.find(paths[0])
+    if (paths[0] / MADE_FROM_FILE).exists():
+        raise InputError(f"{paths[0]} has no {LENGTHS_FILE}: prepare_data.py was not done with it")
+    return AudioSource.find(paths[0], channel, resample, skip_errors)
+
+
+def choose_scaling(args: argparse.Namespace, source: Source) -> Scaling:
+    """How the options scale a source's frames: by default audio by speaker, and archives, which are scaled, not.
+
+    Raises:
+        InputError: options that exclude each other, or the speakers cannot be known.
+    """
+    is_audio = isinstance(source, AudioSource)
     norm = args.norm or ("speaker" if is_audio else "none")
     if args.norm and args.norm_from:
         raise InputError("--norm and --norm_from exclude each other")
@@ -37,22 +76,21 @@ def choose_norm(args: argparse.Namespace, is_audio: bool) -> str:
         raise InputError(f"a map of speakers is for --norm speaker, but --norm is {norm}")
     if not is_audio and (args.resample or args.channel is not None):
         raise InputError("--channel and --resample are for audio")
-    return norm
+    mode = Normalizer.load(args.norm_from).mode if args.norm_from else norm
+    return Scaling(norm, args.norm_from, _choose_speakers(args, source, mode))
 
 
-def choose_speakers(args: argparse.Namespace, source: Source, norm: str) -> Speakers:
-    """The rule that says who speaks: a Kaldi map, else LibriSpeech's ids, else the audio's directories.
-
-    Raises:
-        InputError: it has to be known who speaks, and only some audio files are named as LibriSpeech's are.
-    """
+def _choose_speakers(args: argparse.Namespace, source: Source, mode: str) -> Speakers:
+    """The rule that says who speaks: a Kaldi map, else LibriSpeech's ids, else the audio's directories."""
     if args.utt2spk or args.spk2utt:
         return Speakers.read(args.utt2spk or args.spk2utt, speaker_first=bool(args.spk2utt))
     if isinstance(source, AudioSource):
-        others = [u for u in source.utterances() if not LIBRISPEECH_ID.fullmatch(u.utterance)]
-        if len(others) == source.total():
+        others = [file for file in source.files if not LIBRISPEECH_ID.fullmatch(file.id)]
+        if len(others) == len(source.files):
             return Speakers(BY_FOLDER)
-        if others and (Normalizer.load(args.norm_from).mode if args.norm_from else norm) == "speaker":
-            raise InputError(f"{others[0].where} is not named as LibriSpeech's files are, but others are: "
-                             "say who speaks by --utt2spk or --spk2utt, or move it away")  # fmt: skip
+        if others and mode == "speaker":
+            raise InputError(
+                f"{others[0].location} is not named as LibriSpeech's files are, but others are: "
+                "give the speakers by --utt2spk or --spk2utt, or move it away"
+            )
     return Speakers(BY_ID)

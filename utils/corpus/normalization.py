@@ -2,24 +2,19 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.kaldi.byte_reader import ByteReader
+from utils.corpus.speakers import EVERYBODY, Speakers
 from utils.system.errors import InputError, one_line
 from utils.system.files import read_json, write_json
 
 MODES = ("speaker", "utterance", "global", "none")
 NORMALIZATION_FILE = "normalization.json"
-EVERYBODY = "all speakers"  # whose statistics the global mode uses
 MIN_RELATIVE_VARIANCE = 1e-10  # below it a bin is constant but for rounding
-MAX_MAP_LINE_BYTES = 16 << 20  # a line of spk2utt holds every utterance of a speaker
-LIBRISPEECH_ID = re.compile(r"(?P<speaker>[A-Za-z0-9_]+)-[A-Za-z0-9_]+-[A-Za-z0-9_]+")
-BY_ID, BY_FOLDER, BY_MAP = "the utterance id's first field", "the parent directory", "a map of speakers"
 
 
 def frame_sums(frames: np.ndarray) -> np.ndarray:
@@ -91,7 +86,7 @@ class Normalizer:
 
     @classmethod
     def from_sums(
-        cls, mode: str, speakers: "Speakers", sums: Mapping[str, np.ndarray], skip_errors: bool
+        cls, mode: str, speakers: Speakers, sums: Mapping[str, np.ndarray], skip_errors: bool
     ) -> "Normalizer":
         """The normalisation by statistics that were gathered.
 
@@ -185,86 +180,3 @@ class Normalizer:
         if not sound:
             raise InputError(f"{path} is damaged: it does not hold a mode, and a mean and std for each speaker")
         return cls(mode, speakers_from, statistics)
-
-
-class Speakers:
-    """Who speaks in an utterance.
-
-    Args:
-        rule: BY_ID, BY_FOLDER or BY_MAP.
-        of_utterance: for BY_MAP, the speaker of each utterance.
-        source: for BY_MAP, the file, for errors.
-    """
-
-    def __init__(self, rule: str = BY_ID, of_utterance: Mapping[str, str] | None = None, source: str = "") -> None:
-        self.rule = rule
-        self.source = source
-        self._of_utterance = of_utterance or {}
-
-    @classmethod
-    def read(cls, path: str | Path, speaker_first: bool) -> "Speakers":
-        """Read Kaldi's utt2spk (`utterance speaker` a line) or, with `speaker_first`, spk2utt.
-
-        Raises:
-            InputError: a line of another form, or an utterance of two speakers; names the line.
-        """
-        speakers: dict[str, str] = {}
-        with ByteReader(path) as reader:
-            number = 0
-            while reader.peek(1):
-                number += 1
-                raw = reader.take_until(b"\n", MAX_MAP_LINE_BYTES)
-                raw = reader.take(MAX_MAP_LINE_BYTES) if raw is None else raw
-                fields = raw.decode(errors="replace").split()
-                if len(fields) < 2 or (len(fields) > 2 and not speaker_first):
-                    form = "speaker utterance..." if speaker_first else "utterance speaker"
-                    raise InputError(f"{path}:{number}: a line should be `{form}`")
-                speaker, utterances = (fields[0], fields[1:]) if speaker_first else (fields[1], fields[:1])
-                for utterance in utterances:
-                    if speakers.setdefault(utterance, speaker) != speaker:
-                        raise InputError(f"{path}:{number}: utterance {one_line(utterance, 80)} has two speakers")
-            if reader.damage:
-                raise InputError(f"{path}:{number}: the rest cannot be read: {reader.damage}")
-        return cls(BY_MAP, speakers, str(path))
-
-    def of(self, utterance: str, folder: str | None = None) -> str:
-        """The speaker of an utterance.
-
-        Args:
-            utterance: its id.
-            folder: the directory that its audio file lies in.
-
-        Raises:
-            InputError: the rule does not say.
-        """
-        if self.rule == BY_MAP:
-            if utterance not in self._of_utterance:
-                raise InputError(f"{self.source} has no speaker for utterance {utterance}")
-            return self._of_utterance[utterance]
-        if self.rule == BY_FOLDER and folder is not None:
-            return folder
-        found = LIBRISPEECH_ID.fullmatch(utterance)
-        if not found:
-            raise InputError(
-                f"utterance {utterance}: no speaker can be told from its id; give --utt2spk, or another --norm"
-            )
-        return found["speaker"]
-
-    def group(self, utterance: Any, mode: str) -> str:
-        """Whose statistics an utterance (of any source) is part of in a mode: its speaker's, or EVERYBODY's."""
-        if mode == "global":
-            return EVERYBODY
-        return self.of(utterance.utterance, getattr(utterance, "folder", None))
-
-    def describe(self) -> str:
-        """The rule in words, for people and for normalization.json."""
-        return f"{self.rule} ({Path(self.source).name})" if self.source else self.rule
-
-    def digest(self) -> str:
-        """What tells this rule from others."""
-        of_utterance = json.dumps(dict(self._of_utterance), sort_keys=True)
-        return (
-            f"{self.rule}, sha256 {hashlib.sha256(of_utterance.encode()).hexdigest()}"
-            if self._of_utterance
-            else self.rule
-        )

@@ -11,12 +11,13 @@ These are the record of what was made here: only files that it lists are ever re
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from utils.corpus.prepared import LENGTHS_FILE, TENSOR_SUFFIX, load_lengths, save_lengths
+from utils.corpus.utterance import BadUtterance, Utterance
 from utils.system.errors import InputError, one_line
 from utils.system.files import (
     atomic_write,
@@ -115,6 +116,13 @@ class OutputDirectory:
         self.done.pop(utterance, None)
         self._claimed.add(utterance)
         self._note({"id": utterance})
+
+    def claim_each(self, utterances: Iterable[Utterance]) -> Iterator[Utterance]:
+        """Claim utterances as they are drawn, but for bad ones."""
+        for utterance in utterances:
+            if not isinstance(utterance, BadUtterance):
+                self.claim(utterance.id)
+            yield utterance
 
     def record(self, utterance: str, **facts: Any) -> None:
         """Note that an utterance is done, with what a later run needs to know of it (JSON types)."""

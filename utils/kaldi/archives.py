@@ -18,10 +18,10 @@ from utils.kaldi.byte_reader import COMPRESSED_SUFFIXES, ByteReader, exists
 from utils.kaldi.matrices import (
     BINARY_MARK,
     MATRIX_HEADER_BYTES,
-    BadUtterance,
-    MatrixUtterance,
-    TextUtterance,
-    Utterance,
+    BinaryMatrix,
+    Entry,
+    TextMatrix,
+    Unreadable,
     matrix_bytes,
 )
 from utils.kaldi.text_rows import MAX_UTTERANCE_BYTES
@@ -30,24 +30,24 @@ from utils.system.files import atomic_write, check_utterance_id
 
 MAX_ID_BYTES = 4096
 CM2_STEPS = 65535  # between the lowest and the highest number of a matrix of 16 bits a number
-CUT_OFF = "cut off: the file ends in the middle of it, and what followed it is missing"
+TRUNCATED = "truncated file: it ends in the middle of this utterance, and what followed is missing"
 MAX_SCP_LINE_BYTES = 1 << 16
 _SCP_PLACE = re.compile(r"(?P<path>.+?)(?::(?P<offset>\d{1,18}))?\s*(?:\[(?P<range>[\d:, ]*)\])?")
 
 Features = Iterable[tuple[str, np.ndarray]]  # utterance ids, and (frames, mel_dim) float32
 
 
-def check_no_command(name: str, where: str) -> None:
+def check_no_command(name: str, location: str) -> None:
     """Refuse what Kaldi's tools would run as a shell command, or read from a pipe."""
     if "|" in name or name.strip() in ("", "-"):
-        raise InputError(f"{where}: refused: {one_line(repr(name), 120)} is a command or a pipe, not a file")
+        raise InputError(f"{location}: refused: {one_line(repr(name), 120)} is a command or a pipe, not a file")
 
 
-def scan_archive(path: str | Path) -> Iterator[Utterance]:
+def scan_archive(path: str | Path) -> Iterator[Entry]:
     """Find the utterances of a .blogmel, .ark or .scp, the first two also as .gz and .xz.
 
     Yields:
-        Each utterance in the order of the archive. What cannot be one comes as a BadUtterance.
+        Each utterance in the order of the archive. The matrix of one that is damaged is Unreadable.
 
     Raises:
         InputError: an id that would leave the output directory, an entry that would run a command, or a file that
@@ -61,66 +61,63 @@ def scan_archive(path: str | Path) -> Iterator[Utterance]:
     return _scan_ark(path) if stem.suffix == ".ark" else _scan_blogmel(path)
 
 
-def _read_id(raw: bytes, where: str) -> str:
+def _read_id(raw: bytes, location: str) -> str:
     try:
-        return check_utterance_id(raw.decode(), where)
+        return check_utterance_id(raw.decode(), location)
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: refused: the utterance id {one_line(raw, 80)} is not UTF-8") from error
+        raise InputError(f"{location}: refused: the utterance id {one_line(raw, 80)} is not UTF-8") from error
 
 
-def _cut_off(reader: ByteReader, name: str, where: str) -> BadUtterance:
-    """What a file ends with in the middle of an utterance, or because its compressed data is damaged."""
+def _truncated(reader: ByteReader, name: str, location: str) -> Entry:
+    """The utterance in the middle of which a file ends, or its compressed data is damaged."""
     if len(reader.peek(MAX_UTTERANCE_BYTES + 1)) > MAX_UTTERANCE_BYTES:
         raise InputError(
-            f"{where}: utterance {one_line(name, 80)} has more than {MAX_UTTERANCE_BYTES >> 20} MiB of text"
+            f"{location}: utterance {one_line(name, 80)} has more than {MAX_UTTERANCE_BYTES >> 20} MiB of text"
         )
-    reason = CUT_OFF
     reader.take(MAX_UTTERANCE_BYTES)
-    return BadUtterance(name, where, reader.progress(), f"{reason} ({reader.damage})" if reader.damage else reason)
+    reason = f"{TRUNCATED} ({reader.damage})" if reader.damage else TRUNCATED
+    return Entry(name, location, reader.progress(), Unreadable(reason))
 
 
-def _damaged_end(reader: ByteReader, path: Path, where: str) -> Iterator[BadUtterance]:
-    """A file that breaks off between two utterances has lost those that follow."""
+def _damaged_end(reader: ByteReader, path: Path, location: str) -> Iterator[Entry]:
+    """The utterances that a file which ends between two of them has lost."""
     if reader.damage:
-        yield BadUtterance(f"(the end of {path.name})", where, reader.progress(), f"missing: {reader.damage}")
+        yield Entry(f"(the end of {path.name})", location, reader.progress(), Unreadable(f"missing: {reader.damage}"))
 
 
-def _scan_blogmel(path: Path) -> Iterator[Utterance]:
+def _scan_blogmel(path: Path) -> Iterator[Entry]:
     line = 1
     with ByteReader(path) as reader:
         while reader.peek(1):
-            where = f"{path}:{line}"
+            location = f"{path}:{line}"
             raw_id = reader.take_until(b"\n", MAX_ID_BYTES)
             if raw_id is None:
                 if len(reader.peek(MAX_ID_BYTES + 1)) > MAX_ID_BYTES:
-                    raise InputError(f"{where}: no utterance id: is this a .blogmel file?")
-                yield _cut_off(reader, f"(the end of {path.name})", where)
+                    raise InputError(f"{location}: no utterance id: is this a .blogmel file?")
+                yield _truncated(reader, f"(the end of {path.name})", location)
                 return
             rest = reader.peek(MAX_ID_BYTES + 1)
             if not raw_id.strip() and not rest.strip() and len(rest) <= MAX_ID_BYTES:
                 break  # blank lines at the end
             if raw_id.endswith(b"\r"):
-                raise InputError(f"{where}: lines end as on Windows; convert the file with dos2unix")
+                raise InputError(f"{location}: lines end as on Windows; convert the file with dos2unix")
             is_id = b" " not in raw_id
-            utterance = _read_id(raw_id, where) if is_id else one_line(raw_id.decode(errors="replace"), 80)
+            utterance = _read_id(raw_id, location) if is_id else one_line(raw_id.decode(errors="replace"), 80)
             offset = reader.offset
             found = reader.take_lines_until(b".", MAX_UTTERANCE_BYTES)
             if found is None:
-                yield _cut_off(reader, utterance, where)
+                yield _truncated(reader, utterance, location)
                 return
             text, lines = found
-            if not is_id:
-                yield BadUtterance(
-                    utterance, where, reader.progress(), "its id holds a space: perhaps a frame without an id above it"
-                )
-            else:
-                data = text if reader.compressed else None
-                yield TextUtterance(utterance, where, reader.progress(), str(path), offset, len(text), line + 1, data)
+            matrix = Unreadable("its id holds a space: perhaps a frame without an id above it")
+            if is_id:
+                matrix = TextMatrix(str(path), offset, len(text), line + 1, text if reader.compressed else None)
+            yield Entry(utterance, location, reader.progress(), matrix)
             line += lines + 2
         yield from _damaged_end(reader, path, f"{path}:{line}")
 
 
-def _scan_ark(path: Path) -> Iterator[Utterance]:
+def _scan_ark(path: Path) -> Iterator[Entry]:
     line = 1
     with ByteReader(path) as reader:
         while reader.peek(1):
@@ -130,7 +127,7 @@ def _scan_ark(path: Path) -> Iterator[Utterance]:
                 if len(reader.peek(MAX_ID_BYTES + 1)) > MAX_ID_BYTES:
                     raise InputError(f"{place}: no utterance id: is this a Kaldi archive?")
                 if reader.take(MAX_ID_BYTES).strip():
-                    yield BadUtterance(f"(the end of {path.name})", place, reader.progress(), "cut off")
+                    yield Entry(f"(the end of {path.name})", place, reader.progress(), Unreadable("truncated file"))
                 break
             utterance = _read_id(raw_id, place)
             if reader.peek(2) == BINARY_MARK:
@@ -138,77 +135,78 @@ def _scan_ark(path: Path) -> Iterator[Utterance]:
             else:
                 found, lines = _take_text_matrix(reader, utterance, line)
                 line += lines
-            if isinstance(found, BadUtterance):
-                yield found._replace(reason=f"{found.reason}; what follows it in the archive cannot be found")
+            if isinstance(found.matrix, Unreadable):
+                reason = f"{found.matrix.reason}; what follows it in the archive cannot be found"
+                yield found._replace(matrix=Unreadable(reason))
                 return
             yield found
         yield from _damaged_end(reader, path, f"{path} at byte {reader.offset}")
 
 
-def _take_matrix(reader: ByteReader, utterance: str, where: str) -> MatrixUtterance | BadUtterance:
+def _take_matrix(reader: ByteReader, utterance: str, location: str) -> Entry:
+    """The binary matrix that follows."""
     offset, path = reader.offset, str(reader.path)
     try:
         size = matrix_bytes(reader.peek(MATRIX_HEADER_BYTES))
     except InputError as error:
-        return BadUtterance(utterance, where, reader.progress(), str(error))
+        return Entry(utterance, location, reader.progress(), Unreadable(str(error)))
     data = reader.take(size) if reader.compressed else None
-    if not (len(data) == size if reader.compressed else reader.skip(size)):
-        return BadUtterance(utterance, where, reader.progress(), CUT_OFF)
-    return MatrixUtterance(utterance, where, reader.progress(), path, offset, "", data)
+    is_whole = len(data) == size if reader.compressed else reader.skip(size)
+    matrix = BinaryMatrix(path, offset, "", data) if is_whole else Unreadable(TRUNCATED)
+    return Entry(utterance, location, reader.progress(), matrix)
 
 
-def _take_text_matrix(reader: ByteReader, utterance: str, line: int) -> tuple[TextUtterance | BadUtterance, int]:
+def _take_text_matrix(reader: ByteReader, utterance: str, line: int) -> tuple[Entry, int]:
     """The matrix in text that follows, and the number of lines it moves on by."""
-    where, offset = f"{reader.path}:{line}", reader.offset
+    location, offset = f"{reader.path}:{line}", reader.offset
     text = reader.take_until(b"]", MAX_UTTERANCE_BYTES)
     if text is None:
-        return _cut_off(reader, utterance, where), 0
+        return _truncated(reader, utterance, location), 0
     opening = re.match(rb"\s*\[\s*", text)
     if not opening or reader.take(1) not in (b"\n", b""):
-        return BadUtterance(utterance, where, reader.progress(), "not a matrix in [ ]"), 0
+        return Entry(utterance, location, reader.progress(), Unreadable("not a matrix in [ ]")), 0
     rows = text[opening.end() :].rstrip()
     first_line = line + text.count(b"\n", 0, opening.end())
-    found = TextUtterance(
-        utterance, where, reader.progress(), str(reader.path), offset + opening.end(), len(rows), first_line,
-        rows if reader.compressed else None,
-    )  # fmt: skip
-    return found, text.count(b"\n") + 1
+    data = rows if reader.compressed else None
+    matrix = TextMatrix(str(reader.path), offset + opening.end(), len(rows), first_line, data)
+    return Entry(utterance, location, reader.progress(), matrix), text.count(b"\n") + 1
 
 
-def _scan_scp(path: Path) -> Iterator[Utterance]:
+def _scan_scp(path: Path) -> Iterator[Entry]:
     with ByteReader(path) as reader:
         line = 0
         while reader.peek(1):
             line += 1
-            where = f"{path}:{line}"
+            location = f"{path}:{line}"
             entry = reader.take_until(b"\n", MAX_SCP_LINE_BYTES)
             if entry is None:
                 entry = reader.take(MAX_SCP_LINE_BYTES)
                 if reader.peek(1):
-                    raise InputError(f"{where}: the line is too long: is this an .scp file?")
+                    raise InputError(f"{location}: the line is too long: is this an .scp file?")
             if entry.strip():
-                yield _read_scp_entry(entry, path, where, reader.progress())
+                yield _read_scp_entry(entry, path, location, reader.progress())
         yield from _damaged_end(reader, path, f"{path}:{line}")
 
 
-def _read_scp_entry(entry: bytes, scp: Path, where: str, num_bytes: int) -> Utterance:
+def _read_scp_entry(entry: bytes, scp: Path, location: str, num_bytes: int) -> Entry:
     raw_id, place = (*entry.split(None, 1), b"")[:2]
-    utterance = _read_id(raw_id, where)
+    utterance = _read_id(raw_id, location)
     try:
         name = place.decode().strip()
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: refused: the file name of utterance {utterance} is not UTF-8") from error
-    check_no_command(name, f"{where}: utterance {utterance}")
+        raise InputError(f"{location}: refused: the file name of utterance {utterance} is not UTF-8") from error
+    check_no_command(name, f"{location}: utterance {utterance}")
     parts = _SCP_PLACE.fullmatch(name)
     if not parts or "\0" in name:
-        raise InputError(f"{where}: utterance {utterance}: {one_line(repr(name), 120)} is not file:offset[range]")
+        raise InputError(f"{location}: utterance {utterance}: {one_line(repr(name), 120)} is not file:offset[range]")
     ark = Path(parts["path"])
     if not exists(ark) and exists(scp.parent / ark):
         ark = scp.parent / ark
     if ark.suffix in COMPRESSED_SUFFIXES:
-        return BadUtterance(utterance, where, num_bytes, f"in a compressed file: give {ark} itself as input")
-    offset = int(parts["offset"] or 0)
-    return MatrixUtterance(utterance, where, num_bytes, str(ark), offset, parts["range"] or "")
+        matrix = Unreadable(f"in a compressed file: give {ark} itself as input")
+    else:
+        matrix = BinaryMatrix(str(ark), int(parts["offset"] or 0), parts["range"] or "")
+    return Entry(utterance, location, num_bytes, matrix)
 
 
 def write_blogmel(path: str | Path, features: Features, decimals: int | None = None) -> int:

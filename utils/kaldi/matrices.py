@@ -1,12 +1,11 @@
-"""An utterance in an archive: where it stands, and how its frames are read and checked, in whichever process."""
+"""Matrices in archives: where they lie, and how they are read and checked, in any process."""
 
 import io
 import re
 import struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from kaldiio.matio import read_matrix_or_vector
 
 from utils.kaldi.byte_reader import open_regular, read_span
 from utils.kaldi.text_rows import MAX_UTTERANCE_BYTES, parse_rows
@@ -28,82 +27,51 @@ MATRIX_TYPES = {
 }
 
 
-class BadUtterance(NamedTuple):
-    """What could not be an utterance; loading it says why."""
+class Unreadable(NamedTuple):
+    """A matrix that is damaged, or missing; reading it raises the reason."""
 
-    utterance: str
-    where: str
-    num_bytes: int
     reason: str
 
-    @classmethod
-    def instead_of(cls, found: Any, reason: object) -> "BadUtterance":
-        """What an utterance of any source becomes where something is wrong with it."""
-        return cls(found.utterance, found.where, found.num_bytes, str(reason))
-
-    def load(self) -> np.ndarray:
+    def read(self) -> np.ndarray:
         """Raises InputError, always."""
-        raise InputError(f"{self.where}: utterance {one_line(self.utterance, 80)}: {self.reason}")
-
-    def remark(self) -> None:
-        """Nothing: loading it says what is wrong."""
+        raise InputError(self.reason)
 
 
-class TextUtterance(NamedTuple):
+class TextMatrix(NamedTuple):
     """Rows of numbers in a text archive. `data` holds them where the archive is compressed."""
 
-    utterance: str
-    where: str
-    num_bytes: int
     path: str
     offset: int
     size: int
     first_line: int
     data: bytes | None = None
 
-    def load(self) -> np.ndarray:
-        """(frames, mel_dim) float32. Raises InputError where the text is not that."""
-        try:
-            text = read_span(self.path, self.offset, self.size) if self.data is None else self.data
-        except InputError as error:
-            raise InputError(f"{self.where}: utterance {self.utterance}: {error}") from error
-        return parse_rows(text, self.path, self.first_line, self.utterance)
-
-    def remark(self) -> None:
-        """Nothing: a matrix is whole, or bad."""
+    def read(self) -> np.ndarray:
+        """(frames, mel_dim) float32. Raises InputError, with the line, where the text is not that."""
+        text = read_span(self.path, self.offset, self.size) if self.data is None else self.data
+        return parse_rows(text, self.path, self.first_line)
 
 
-class MatrixUtterance(NamedTuple):
+class BinaryMatrix(NamedTuple):
     """A matrix that starts at an offset of a file, or in `data` where the archive is compressed."""
 
-    utterance: str
-    where: str
-    num_bytes: int
     path: str
     offset: int
     range: str = ""
     data: bytes | None = None
 
-    def load(self) -> np.ndarray:
+    def read(self) -> np.ndarray:
         """(frames, mel_dim) float32, all finite. Raises InputError where there is no such matrix."""
-        where = f"{self.where}: utterance {self.utterance}"
-        try:
-            matrix = self._read()
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-        matrix = _in_range(matrix, self.range, where)
+        matrix = _in_range(self._read(), self.range)
         if 0 in matrix.shape:
-            raise InputError(f"{where} is empty")
+            raise InputError("is empty")
         with np.errstate(over="ignore"):
             frames = matrix.astype(np.float32)
         finite = np.isfinite(frames)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
-            raise InputError(f"{where}: frame {row + 1}, number {column + 1} is NaN, infinite or too large")
+            raise InputError(f"frame {row + 1}, number {column + 1} is NaN, infinite or too large")
         return frames
-
-    def remark(self) -> None:
-        """Nothing: a matrix is whole, or bad."""
 
     def _read(self) -> np.ndarray:
         head = read_span(self.path, self.offset, MATRIX_HEADER_BYTES) if self.data is None else self.data
@@ -117,7 +85,9 @@ class MatrixUtterance(NamedTuple):
                 whole = self.offset + size <= file.seek(0, io.SEEK_END)
             matrix = read_span(self.path, self.offset, size) if whole else b""
         if len(matrix) != size:
-            raise InputError(f"cut off: {self.path} ends within its matrix")
+            raise InputError(f"truncated file: {self.path} ends within its matrix")
+        from kaldiio.matio import read_matrix_or_vector
+
         return read_matrix_or_vector(io.BytesIO(matrix))
 
     def _read_text(self) -> np.ndarray:
@@ -131,24 +101,40 @@ class MatrixUtterance(NamedTuple):
             raise InputError(f"no matrix at byte {self.offset} of {self.path}")
         rows = found[1].strip()
         line = 1 + text.count(b"\n", 0, found.start(1) + found[1].find(rows))
-        return parse_rows(rows, f"{self.path} from byte {self.offset}", line, self.utterance)
+        try:
+            return parse_rows(rows, f"{self.path} from byte {self.offset}", line)
+        except InputError as error:
+            raise InputError(error) from error  # about the line of the .scp, which leads here
 
 
-Utterance = BadUtterance | TextUtterance | MatrixUtterance
+class Entry(NamedTuple):
+    """An utterance of an archive.
+
+    Attributes:
+        id: the utterance id.
+        location: file:line, or the byte, for errors.
+        num_bytes: of the archive that it takes up, for a progress bar.
+        matrix: its frames.
+    """
+
+    id: str
+    location: str
+    num_bytes: int
+    matrix: TextMatrix | BinaryMatrix | Unreadable
 
 
 def matrix_bytes(head: bytes) -> int:
     """The size of a binary matrix, from its first bytes, checked before anything of that size is read.
 
     Raises:
-        InputError: it is cut off, no matrix of floats, or larger than an utterance can be.
+        InputError: it is truncated, no matrix of floats, or larger than an utterance can be.
     """
     for name, (layout, value_bytes, column_bytes) in MATRIX_TYPES.items():
         start = len(BINARY_MARK) + len(name)
         if head[len(BINARY_MARK) : start] != name:
             continue
         if len(head) < start + struct.calcsize(layout):
-            raise InputError("cut off within the header of its matrix")
+            raise InputError("truncated file: it ends within the header of the matrix")
         rows, columns = struct.unpack_from(layout, head, start)
         sizes_marked = layout == COMPRESSED or head[start] == head[start + 5] == 4
         if rows < 0 or columns < 0 or not sizes_marked:
@@ -157,11 +143,11 @@ def matrix_bytes(head: bytes) -> int:
             raise InputError(f"a matrix of {rows} x {columns} is no utterance: the file is damaged")
         return start + struct.calcsize(layout) + columns * column_bytes + rows * columns * value_bytes
     if len(head) < len(BINARY_MARK) + max(map(len, MATRIX_TYPES)):
-        raise InputError("cut off within the header of its matrix")
+        raise InputError("truncated file: it ends within the header of the matrix")
     raise InputError(f"not a matrix of floats (it starts with {one_line(repr(head[:8]))})")
 
 
-def _in_range(matrix: np.ndarray, ranges: str, where: str) -> np.ndarray:
+def _in_range(matrix: np.ndarray, ranges: str) -> np.ndarray:
     """Apply Kaldi's [first:last,first:last] on rows and columns, both ends included."""
     slices = []
     for size, part in zip(matrix.shape, ranges.split(","), strict=False):
@@ -170,11 +156,11 @@ def _in_range(matrix: np.ndarray, ranges: str, where: str) -> np.ndarray:
             slices.append(slice(None))
             continue
         if len(ends) != 2 or not all(end.strip().isdigit() for end in ends):
-            raise InputError(f"{where}: [{ranges}] is not a range like [0:99] or [0:99,0:39]")
+            raise InputError(f"[{ranges}] is not a range like [0:99] or [0:99,0:39]")
         first, last = int(ends[0]), int(ends[1])
         if first > last or first >= size or last >= size + (RANGE_TOLERANCE if not slices else 0):
-            raise InputError(f"{where}: the range [{ranges}] does not fit a matrix of {matrix.shape}")
+            raise InputError(f"the range [{ranges}] does not fit a matrix of {matrix.shape}")
         slices.append(slice(first, last + 1))
     if ranges.count(",") > 1:
-        raise InputError(f"{where}: [{ranges}] is not a range like [0:99] or [0:99,0:39]")
+        raise InputError(f"[{ranges}] is not a range like [0:99] or [0:99,0:39]")
     return matrix[tuple(slices)]

@@ -17,37 +17,35 @@ _SPACE_TO_COMMA = np.uint8(ord(",") - ord(" "))  # a bit pattern that a space do
 _parser = simdjson.Parser()  # keeps its buffers from one utterance to the next
 
 
-def parse_rows(text: bytes, path: str, first_line: int, utterance: str) -> np.ndarray:
-    """An utterance's frames, each value exactly float32(float(token)).
+def parse_rows(text: bytes, path: str, first_line: int) -> np.ndarray:
+    """Parse a matrix in text, each value exactly float32(float(token)).
 
     Args:
         text: a line a frame, numbers separated by spaces, no newline at the end.
         path: the file, for errors.
         first_line: the line of the file that the text starts on, from 1.
-        utterance: its id, for errors.
 
     Returns:
         (frames, mel_dim) float32, all finite.
 
     Raises:
-        InputError: empty, ragged, not numbers, not finite in float32; names file, line and utterance.
+        InputError: empty, ragged, not numbers, not finite in float32; names file and line.
     """
     if not text.strip():
-        raise InputError(f"{path}:{first_line}: utterance {utterance} is empty")
+        raise InputError("is empty", f"{path}:{first_line}")
     values = _parse_plain(text)
     if values is None:  # doubled or trailing spaces: make them plain and try again
-        lines = _lines(text, path, first_line, utterance)
+        lines = _lines(text, path, first_line)
         values = _parse_plain(b"\n".join(b" ".join(line.split()) for _, line in lines))
     if values is None:
-        values = _parse_careful(text, path, first_line, utterance)
+        values = _parse_careful(text, path, first_line)
     with np.errstate(over="ignore"):
         frames = values.astype(np.float32)
     finite = np.isfinite(frames)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         raise InputError(
-            f"{path}:{first_line + row}: utterance {utterance}: "
-            f"number {column + 1} of the frame is NaN, infinite or too large"
+            f"number {column + 1} of the frame is NaN, infinite or too large", f"{path}:{first_line + row}"
         )
     return frames
 
@@ -71,36 +69,34 @@ def _parse_plain(text: bytes) -> np.ndarray | None:
     return values
 
 
-def _parse_careful(text: bytes, path: str, first_line: int, utterance: str) -> np.ndarray:
+def _parse_careful(text: bytes, path: str, first_line: int) -> np.ndarray:
     """Parse line by line with float(): what _parse_plain could not, or the error that says why."""
     values, mel_dim = array.array("d"), 0
-    for number, line in _lines(text, path, first_line, utterance):
-        where = f"{path}:{number}: utterance {utterance}"
-        row = [_parse_number(token, where) for token in line.split()]
+    for number, line in _lines(text, path, first_line):
+        location = f"{path}:{number}"
+        row = [_parse_number(token, location) for token in line.split()]
         if not row:
-            raise InputError(f"{where}: an empty line where a frame should be")
+            raise InputError("an empty line where a frame should be", location)
         mel_dim = mel_dim or len(row)
         if len(row) != mel_dim:
-            raise InputError(f"{where}: a frame of {len(row)} numbers after frames of {mel_dim}")
+            raise InputError(f"a frame of {len(row)} numbers after frames of {mel_dim}", location)
         values.extend(row)
     return np.frombuffer(values).reshape(-1, mel_dim)
 
 
-def _parse_number(token: bytes, where: str) -> float:
+def _parse_number(token: bytes, location: str) -> float:
     try:
         if b"_" not in token:  # which float() takes for a thousands separator
             return float(token)
     except ValueError:
         pass
-    raise InputError(f"{where}: {one_line(repr(token.decode(errors='replace')), 60)} is not a number")
+    raise InputError(f"{one_line(repr(token.decode(errors='replace')), 60)} is not a number", location)
 
 
-def _lines(text: bytes, path: str, first_line: int, utterance: str) -> Iterator[tuple[int, bytes]]:
+def _lines(text: bytes, path: str, first_line: int) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(io.BytesIO(text), first_line):
         if len(line) > MAX_ROW_BYTES:
-            raise InputError(
-                f"{path}:{number}: utterance {utterance}: a line longer than {MAX_ROW_BYTES >> 20} MiB is not a frame"
-            )
+            raise InputError(f"a line longer than {MAX_ROW_BYTES >> 20} MiB is not a frame", f"{path}:{number}")
         yield number, line
     if text.endswith(b"\n"):
         yield first_line + text.count(b"\n"), b""

@@ -15,16 +15,17 @@ OUT_OF_MEMORY = re.compile("(can't allocate|not enough|out of) memory")  # what 
 
 
 class InputError(ValueError):
-    """Something the user can mend: a bad file, option or size. Its text is one line that says what to do.
+    """A mistake that the user can fix: a bad file, option or size. Its text is one line that says what to do.
 
     Args:
-        message: the line.
-        details: lines to print before it, such as every clash where the message names the first.
+        reason: what is wrong.
+        location: the file, or file:line, that it is about; the text begins with it.
+        details: lines to print before it, such as every clash where the reason names the first.
     """
 
-    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.details = details
+    def __init__(self, reason: object, location: str = "", details: Sequence[str] = ()) -> None:
+        super().__init__(f"{location}: {reason}" if location else str(reason))
+        self.reason, self.location, self.details = str(reason), location, details
 
 
 class Stopped(Exception):

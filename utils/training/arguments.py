@@ -3,8 +3,6 @@
 import argparse
 import re
 
-import torch
-
 from utils.configs import RNN_TYPES
 from utils.system.arguments import (
     HelpFormatter,
@@ -173,19 +171,3 @@ def _add_experiment_options(group: argparse._ArgumentGroup) -> None:
     start.add_argument("--resume", action="store_true",
         help="Continue the experiment of that name where it was last saved, or start it.")  # fmt: skip
     start.add_argument("--overwrite", action="store_true", help="Remove the experiment of that name and start anew.")
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that --device names; 'auto' is CUDA where there is one.
-
-    Raises:
-        InputError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
-        raise InputError(f"--device {name}: give auto, cpu, cuda or cuda:i")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return device

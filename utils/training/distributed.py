@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.openmp import PARENT_PID
+from utils.system.device import pick_device
 from utils.system.errors import EXIT_SIGNAL_BASE, EXIT_USER_ERROR, InputError, Stopped, one_line
 from utils.system.signals import StopRequest, watch_launcher
-from utils.training.arguments import pick_device
 
 LAUNCHER_S = 10  # seconds in which torchrun passes on a signal that the processes may have got themselves
 

@@ -22,7 +22,6 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.corpus.prepared import load_untrusted
 from utils.system.errors import InputError, one_line
 from utils.system.files import (
     atomic_write,
@@ -37,6 +36,7 @@ from utils.system.files import (
     remove_made,
     write_json,
 )
+from utils.system.untrusted import load_untrusted
 
 STATES_KEPT = 2
 CURVES = re.compile(r"(events\.out\.tfevents\.)(\d+)(\..*)")  # the name of a file of TensorBoard's, with its time

@@ -1,0 +1,19 @@
+"""The arithmetic of frames: 25 ms long, every 10 ms, of speech at 16 kHz."""
+
+SAMPLE_RATE = 16000  # Hz
+WINDOW_MS = 25
+SHIFT_MS = 10
+WINDOW_SAMPLES = SAMPLE_RATE * WINDOW_MS // 1000
+SHIFT_SAMPLES = SAMPLE_RATE * SHIFT_MS // 1000
+FRAMES_PER_SECOND = 1000 // SHIFT_MS
+NUM_MEL_BINS = 80
+
+
+def frames_to_hours(frames: int) -> float:
+    """The duration of so many frames, in hours."""
+    return frames / FRAMES_PER_SECOND / 3600
+
+
+def num_frames(samples: int) -> int:
+    """The number of whole frames in so many samples at 16 kHz."""
+    return max(0, 1 + (samples - WINDOW_SAMPLES) // SHIFT_SAMPLES)

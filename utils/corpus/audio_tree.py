@@ -1,0 +1,210 @@
+"""The audio files below a directory as a source of utterances."""
+
+import errno
+import hashlib
+import os
+import stat
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.audio.log_mel import OnlineLogMel, log_mel
+from utils.audio.waveforms import describe_length, long_frames, read_waveform, waveform_blocks
+from utils.corpus.sources import Source
+from utils.corpus.utterance import Utterance
+from utils.system.errors import InputError
+from utils.system.files import check_utterance_id
+
+AUDIO_SUFFIXES = (".flac", ".wav", ".wave", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".sph")
+CONVERTIBLE_SUFFIXES = (".m4a", ".aac")
+CONVERT = "ffmpeg -i in.m4a -ar 16000 out.wav"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioUtterance(Utterance):
+    """An audio file; reading it computes its log-Mel frames."""
+
+    channel: int | None = None
+    resample: bool = False
+    mtime_ns: int = 0
+
+    def long_frames(self) -> int | None:
+        return long_frames(self.location)
+
+    def _read(self) -> np.ndarray:
+        return log_mel(read_waveform(self.location, self.channel, self.resample))
+
+    def _read_blocks(self) -> Iterator[np.ndarray]:
+        online = OnlineLogMel()
+        for samples in waveform_blocks(self.location, self.channel, self.resample):
+            yield online.accept(samples)
+
+    def _remark(self) -> str | None:
+        return describe_length(self.location)
+
+
+@dataclass(frozen=True)
+class AudioSource(Source):
+    """The audio files below a directory, sorted by utterance id."""
+
+    files: list[AudioUtterance]
+    directory: Path
+    not_read: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def find(
+        cls, directory: Path, channel: int | None = None, resample: bool = False, skip_errors: bool = False
+    ) -> "AudioSource":
+        """Look for the files; an utterance's id is its file's name without the suffix.
+
+        Raises:
+            InputError: there is none, two have the same name, or a name is no utterance id.
+        """
+        files, not_read = find_audio(directory, channel, resample, skip_errors)
+        return cls(files, directory, not_read)
+
+    def utterances(self) -> Iterator[AudioUtterance]:
+        return iter(self.files)
+
+    def total(self) -> int:
+        return sum(file.size for file in self.files)
+
+    def describe(self) -> dict[str, Any]:
+        """Names, sizes and times, and how the audio is read."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            name = Path(file.location).relative_to(self.directory)
+            digest.update(f"{name}\t{file.size}\t{file.mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        first = self.files[0]
+        tree = {"files": len(self.files), "sha256": digest.hexdigest()}
+        return {"audio": tree, "channel": first.channel, "resample": first.resample}
+
+    def warnings(self) -> list[str]:
+        lines = []
+        if any(file.location.lower().endswith(".mp3") for file in self.files):
+            lines.append("an .mp3 may promise no length: whether one is truncated cannot always be known")
+        return lines + ([describe_not_read(self.not_read)] if self.not_read else [])
+
+
+def find_audio(
+    directory: str | Path, channel: int | None = None, resample: bool = False, skip_errors: bool = False
+) -> tuple[list[AudioUtterance], Counter[str]]:
+    """Every audio file below a directory, sorted by utterance id, which is the file's name without its ending.
+
+    Links are followed. With `skip_errors`, directories that cannot be read are skipped.
+
+    Returns:
+        The files, and how many entries of each kind are not read.
+
+    Raises:
+        InputError: there is none, two have the same name, or a name is no utterance id; or a directory cannot be read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory")
+    files, not_read = _walk(directory, skip_errors)
+    found: dict[str, AudioUtterance] = {}
+    problems = []
+    for path, size, mtime_ns in sorted(files):
+        try:
+            utterance = check_utterance_id(path.stem, str(path))
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if utterance in found:
+            problems.append(f"{found[utterance].location} and {path} are both utterance {utterance}: rename one")
+            continue
+        folder = path.absolute().parent.name
+        found[utterance] = AudioUtterance(
+            id=utterance, location=str(path), size=size, folder=folder, channel=channel, resample=resample,
+            mtime_ns=mtime_ns,
+        )  # fmt: skip
+    if problems:
+        others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InputError(problems[0] + others, details=problems if others else ())
+    if not found:
+        told = f"; {describe_not_read(not_read)}" if not_read else ""
+        raise InputError(f"{directory} holds no audio files ({', '.join(AUDIO_SUFFIXES)}){told}")
+    return [found[utterance] for utterance in sorted(found)], not_read
+
+
+def describe_not_read(not_read: Counter[str]) -> str:
+    """The entries of a directory that are not read: how many of each kind."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in not_read.most_common())
+    convert = f" (convert these: {CONVERT})" if any(kind in CONVERTIBLE_SUFFIXES for kind in not_read) else ""
+    return f"{not_read.total()} files not read: {kinds}{convert}"
+
+
+def _walk(top: Path, skip_errors: bool) -> tuple[list[tuple[Path, int, int]], Counter[str]]:
+    """The path, size and time of each audio file below a directory, and how many entries of each kind are not read.
+
+    Linked directories come after all others, so that what is reached both ways has its own path.
+    """
+    files: list[tuple[Path, int, int]] = []
+    not_read: Counter[str] = Counter()
+    folders, linked, seen = [top], deque[Path](), set()
+    while folders or linked:
+        folder = folders.pop() if folders else linked.popleft()
+        try:
+            status = folder.stat()
+            entries = [] if (status.st_dev, status.st_ino) in seen else sorted(os.scandir(folder), key=os.fspath)
+        except OSError as error:
+            if not skip_errors:
+                reason = f"{folder} cannot be read: {error.strerror}; --on_error skip leaves it out"
+                raise InputError(reason) from error
+            not_read["unreadable directory"] += 1
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            not_read["link to a directory that is read already"] += 1
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            path, kind = folder / entry.name, _kind(entry)
+            if kind == "file":
+                files.append((path, *_size_and_time(path)))
+            elif kind != "directory":
+                not_read[kind] += 1
+            elif not entry.is_symlink():
+                folders.append(path)
+            elif _is_above(path, folder) or _is_above(path, top):
+                not_read["link to a directory above it"] += 1
+            else:
+                linked.append(path)
+    return files, not_read
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """'directory', 'file' where it is to be read, or the kind of what is not."""
+    if entry.name.startswith("."):  # macOS adds ._name files
+        return "hidden"
+    suffix = Path(entry.name).suffix.lower()
+    is_audio = suffix in AUDIO_SUFFIXES
+    try:
+        mode = Path(entry.path).stat().st_mode
+    except OSError as error:
+        if entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return "broken link"
+        if entry.is_dir(follow_symlinks=False):
+            return "directory"  # reading it says what is wrong
+        return "file" if is_audio else suffix or "without suffix"
+    if stat.S_ISDIR(mode):
+        return "directory"
+    if not is_audio:
+        return suffix or "without suffix"
+    return "file" if stat.S_ISREG(mode) else "device or pipe"
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0  # loading it says what is wrong
+    return status.st_size, status.st_mtime_ns
+
+
+def _is_above(link: Path, folder: Path) -> bool:
+    """Whether a link leads to a directory that holds the folder, or to the folder itself."""
+    return folder.resolve().is_relative_to(link.resolve())

@@ -1,0 +1,115 @@
+"""One pass over the utterances of a source: several processes, a progress bar, and a list of what is skipped."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from utils.corpus.sources import Source
+from utils.corpus.utterance import BadUtterance, Utterance
+from utils.system.errors import InputError
+from utils.system.signals import StopRequest
+from utils.system.workers import ordered_map
+
+CHUNK_BYTES, CHUNK_UTTERANCES = 1 << 20, 8  # what a worker is given at once
+
+T = TypeVar("T")
+Of = TypeVar("Of", bound=Utterance)
+
+
+class Pass:
+    """A pass over utterances; `map` does the work, `skip` decides what an error means.
+
+    Args:
+        source: whose utterances they are, for the progress bar.
+        label: what the bar says.
+        num_workers: processes; 0 works in this one.
+        skip_errors: skip bad utterances, and list them, instead of stopping.
+        stop: checked after each chunk of utterances.
+
+    Attributes:
+        skipped: for each skipped utterance its id, a tab, and the reason.
+        bar: the progress bar.
+        first: location and mel_dim of the first good utterance, which all must have.
+    """
+
+    def __init__(self, source: Source, label: str, num_workers: int, skip_errors: bool, stop: StopRequest) -> None:
+        self.num_workers, self.skip_errors, self.stop = num_workers, skip_errors, stop
+        self.skipped: list[str] = []
+        self.bar = tqdm(desc=label, total=source.total(), unit=source.unit, unit_scale=source.unit == "B", disable=None)
+        self.first: tuple[str, int] | None = None
+
+    def map(self, work: Callable[[Utterance], T], utterances: Iterable[Of]) -> Iterator[tuple[Of, T]]:
+        """Yield each utterance with work(utterance), in order; an utterance whose work raises InputError is skipped.
+
+        Raises:
+            InputError: an utterance is bad, and errors are not skipped.
+            Stopped: a signal came.
+        """
+        results = ordered_map(partial(_attempt, work), in_chunks(utterances), self.num_workers)
+        with self.bar, contextlib.closing(results):
+            for chunk, outcomes in results:
+                for utterance, outcome in zip(chunk, outcomes, strict=True):
+                    if isinstance(outcome, InputError):
+                        self.skip(utterance, outcome)
+                    else:
+                        yield utterance, outcome
+                    self.bar.update(utterance.size)
+                self.stop.check()
+
+    def skip(self, utterance: Utterance, error: InputError) -> None:
+        """Skip an utterance and list it, or stop.
+
+        Raises:
+            InputError: errors are not skipped.
+        """
+        if not self.skip_errors:
+            raise InputError(f"{error}; --on_error skip skips such utterances") from error
+        self.skipped.append(f"{utterance.id}\t{error}")
+
+    def has_size(self, utterance: Utterance, mel_dim: int) -> bool:
+        """Whether an utterance's frames have the size of the first one's; otherwise it is skipped."""
+        self.first = self.first or (utterance.location, mel_dim)
+        location, size = self.first
+        if mel_dim != size:
+            reason = f"frames of size {mel_dim}, but those of the first, {location}, have size {size}"
+            self.skip(utterance, utterance.error(reason))
+        return mel_dim == size
+
+
+def remaining(utterances: Iterable[Of], is_done: Callable[[str], bool], order: list[str]) -> Iterator[Of]:
+    """The utterances that are not done; `order` gets the id of every one that is not known to be bad."""
+    for utterance in utterances:
+        if isinstance(utterance, BadUtterance):
+            yield utterance
+            continue
+        order.append(utterance.id)
+        if not is_done(utterance.id):
+            yield utterance
+
+
+def in_chunks(utterances: Iterable[Of]) -> Iterator[list[Of]]:
+    """Utterances in lists that are worth a worker's while."""
+    chunk, num_bytes = [], 0
+    for utterance in utterances:
+        chunk.append(utterance)
+        num_bytes += utterance.size
+        if num_bytes >= CHUNK_BYTES or len(chunk) == CHUNK_UTTERANCES:
+            yield chunk
+            chunk, num_bytes = [], 0
+    if chunk:
+        yield chunk
+
+
+def _attempt(work: Callable[[Utterance], T], chunk: list[Utterance]) -> list[T | InputError]:
+    """The work on each utterance of a chunk; an error stands for its utterance, and the others are done."""
+    return [_attempt_one(work, utterance) for utterance in chunk]
+
+
+def _attempt_one(work: Callable[[Utterance], T], utterance: Utterance) -> T | InputError:
+    try:
+        return work(utterance)
+    except InputError as error:
+        return error

@@ -1,0 +1,95 @@
+"""The utterance: what every source gives, and what everything that reads frames takes."""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.system.errors import InputError, one_line
+
+
+class UtteranceError(InputError):
+    """An InputError that names its utterance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance(ABC):
+    """Where an utterance lies, and how its frames are read, in any process.
+
+    A subclass defines `_read`; one whose recordings may be too long to hold, `_read_blocks` and `long_frames` too.
+
+    Attributes:
+        id: the utterance id.
+        location: the file, or file:line, for errors.
+        size: its share of the source's progress: bytes, or 1 where the source counts utterances.
+        folder: the directory that its audio file is in, which may name the speaker.
+    """
+
+    id: str
+    location: str
+    size: int = 1
+    folder: str | None = None
+
+    def load(self) -> np.ndarray:
+        """All frames, (frames, mel_dim) float32, all finite.
+
+        Raises:
+            UtteranceError: they cannot be read; names the file and the utterance.
+        """
+        with self._naming_utterance():
+            return self._read()
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The frames of `load` in blocks (some frames, mel_dim), so that a long recording is never held whole."""
+        with self._naming_utterance():
+            yield from self._read_blocks()
+
+    def long_frames(self) -> int | None:
+        """The approximate number of frames where they should be read in blocks, else None."""
+        return None
+
+    def remark(self) -> str | None:
+        """What people should know of an utterance that can be read, such as a file shorter than its header."""
+        with self._naming_utterance():
+            return self._remark()
+
+    def error(self, reason: object, location: str = "") -> UtteranceError:
+        """An error about this utterance."""
+        return UtteranceError(f"utterance {one_line(self.id, 80)}: {reason}", location or self.location)
+
+    def rejected(self, reason: object) -> "BadUtterance":
+        """What this utterance becomes where something is wrong with it."""
+        return BadUtterance(id=self.id, location=self.location, size=self.size, reason=str(reason))
+
+    @abstractmethod
+    def _read(self) -> np.ndarray:
+        """All frames, (frames, mel_dim) float32."""
+
+    def _read_blocks(self) -> Iterator[np.ndarray]:
+        yield self._read()
+
+    def _remark(self) -> str | None:
+        return None
+
+    @contextlib.contextmanager
+    def _naming_utterance(self) -> Iterator[None]:
+        try:
+            yield
+        except UtteranceError:
+            raise
+        except InputError as error:
+            raise self.error(error.reason, error.location) from error
+        except OSError as error:
+            raise self.error(f"cannot be read: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadUtterance(Utterance):
+    """An utterance that cannot be read; `load` raises the reason."""
+
+    reason: str
+
+    def _read(self) -> np.ndarray:
+        raise InputError(self.reason)

@@ -1,0 +1,99 @@
+"""A directory of features: what it is made from, and the job that fills it."""
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from apc_model import APCModel
+from utils.audio.frames import NUM_MEL_BINS, frames_to_hours
+from utils.corpus.arguments import choose_scaling, find_source
+from utils.corpus.audio_tree import AudioSource
+from utils.corpus.output_directory import OutputDirectory
+from utils.corpus.scaling import Scaling, find_normalizer, scaled
+from utils.corpus.sources import Source, closing_lines
+from utils.features.extraction import Extraction, ExtractOptions, pick_layers
+from utils.features.feature_files import ARK_FACTS, FACTS, extra_files, open_features
+from utils.system.errors import InputError
+from utils.system.files import refuse_to_remove
+from utils.system.signals import StopRequest
+
+
+def extract(model: APCModel, args: argparse.Namespace) -> None:
+    """Write the features of every utterance of --data into --save_dir, or continue to, and report.
+
+    Raises:
+        InputError: bad input, or a directory of something else.
+        Stopped: a signal came; the same command continues.
+    """
+    save_dir = Path(args.save_dir)
+    if save_dir.resolve() in [path.resolve() for path in args.data]:
+        raise InputError(f"--save_dir is --data, {save_dir}: give another directory")
+    if args.overwrite:
+        refuse_to_remove(save_dir, (*args.data, args.checkpoint, args.norm_from, args.utt2spk, args.spk2utt))
+    pick_layers(args.layer, model.num_feats)  # before --save_dir is touched
+    source = find_source(args.data, args.channel, args.resample, args.on_error == "skip")
+    check_frame_size(source, model)
+    scaling = choose_scaling(args, source)
+    made_from = describe_job(args, model, source, scaling)
+    facts = FACTS | ARK_FACTS if args.format == "ark" else FACTS
+    with (
+        StopRequest("run the same command again to continue") as stop,
+        OutputDirectory(save_dir, made_from, args.overwrite, extra_files, facts) as out,
+    ):
+        speed = "was complete before"
+        if not out.complete:
+            speed = f"real-time factor {_fill(out, model, source, scaling, args, stop):.4f}"
+        lengths = out.lengths()
+    for line in closing_lines(source, save_dir):
+        print(line)
+    frames = sum(lengths.values())
+    hours = frames_to_hours(frames)
+    print(f"{save_dir}: features of {len(lengths)} utterances, {frames} frames, {hours:.2f} hours, {speed}")
+
+
+def _fill(
+    out: OutputDirectory, model: APCModel, source: Source, scaling: Scaling, args: argparse.Namespace, stop: StopRequest
+) -> float:
+    """Complete a directory; returns the real-time factor."""
+    skip_errors = args.on_error == "skip"
+    normalizer = find_normalizer(source, scaling, out.path, args.load_data_workers, skip_errors, stop)
+    options = ExtractOptions(args.layer, args.batch_size, args.chunk, args.load_data_workers, skip_errors)
+    files = open_features(out, args.format, args.layer == "all", args.half)
+    try:
+        extraction = Extraction(model, source, out, files, options, stop)
+        extraction.run(scaled(source, normalizer, scaling.speakers))
+    finally:
+        files.close()
+    return extraction.real_time_factor()
+
+
+def check_frame_size(source: Source, model: APCModel) -> None:
+    """Refuse data of another feature size before anything is written."""
+    if isinstance(source, AudioSource):
+        location, size = source.directory, NUM_MEL_BINS
+    else:
+        first = next(source.utterances(), None)
+        if first is None:
+            raise InputError("--data holds no utterance")
+        try:
+            location, size = first.location, first.load().shape[1]
+        except InputError:
+            return  # extraction stops there, or skips it
+    if size != model.mel_dim:
+        raise InputError(f"{location} has frames of {size} but the model reads {model.mel_dim}")
+
+
+def describe_job(args: argparse.Namespace, model: APCModel, source: Source, scaling: Scaling) -> dict[str, Any]:
+    """A fingerprint of the features: a directory is only ever continued by the same job."""
+    return {
+        "checkpoint": hashlib.sha256(Path(args.checkpoint).read_bytes()).hexdigest(),
+        "residual": model.rnn_config.residual,
+        "data": source.describe(),
+        **scaling.describe("data_"),
+        "layer": args.layer,
+        "format": args.format,
+        "half": args.half,
+        "batch_size": args.batch_size,
+        "chunk": args.chunk,
+    }
