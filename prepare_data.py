@@ -45,7 +45,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--num_workers", type=int, default=os.cpu_count(), metavar="N",
         help="Use this many processes; 0 works in the main one.")  # fmt: skip
     add("--on_error", choices=("stop", "skip"), default="stop",
-        help="Stop at the first bad utterance, or leave it out and list it in skipped.txt.")  # fmt: skip
+        help="Stop at the first bad utterance, or skip it and list it in skipped.txt.")  # fmt: skip
     add("--overwrite", action="store_true", help="Remove what was prepared in the directory before, and start anew.")
     add_source_options(parser)
     args = parser.parse_args(arguments)
@@ -61,7 +61,7 @@ def report(summary: Summary, source: Source, args: argparse.Namespace) -> None:
     if args.resample:
         print("audio of other sample rates was resampled to 16 kHz (soxr, HQ)")
     if summary.skipped:
-        print(f"left out {summary.skipped} utterances: {args.save_dir / 'skipped.txt'} says why")
+        print(f"skipped {summary.skipped} utterances: {args.save_dir / 'skipped.txt'} says why")
     for line in closing_lines(source, args.save_dir):
         print(line)
     truncated = "was complete before" if summary.truncated is None else f"{summary.truncated} truncated"

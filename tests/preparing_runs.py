@@ -8,9 +8,11 @@ import prepare_data
 
 ROOT = Path(__file__).parent.parent
 OWNERS = {  # where a method is from, and whose it is
-    "_record": ("utils.corpus.preparation", "_Job"), "_size_error": ("utils.corpus.preparation", "_Job"),
-    "save": ("utils.corpus.normalization", "Normalizer"), "log_mel": ("utils", "audio"),
-}  # fmt: skip
+    "record": ("utils.corpus.output_directory", "OutputDirectory"),
+    "has_size": ("utils.corpus.passes", "Pass"),
+    "save": ("utils.corpus.normalization", "Normalizer"),
+    "log_mel": ("utils.corpus", "audio_tree"),
+}
 DIE = """
 import os, signal, sys
 import prepare_data

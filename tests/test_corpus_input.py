@@ -12,7 +12,8 @@ from preparing_runs import content, prepare, prepare_audio
 
 from downstream.probing.labels import read_labels
 from utils.corpus.prepared import load_lengths
-from utils.kaldi.archives import scan_archive, write_ark
+from utils.corpus.sources import ArchiveSource
+from utils.kaldi.archives import write_ark
 from utils.system.errors import InputError
 
 RATE = 16000
@@ -40,7 +41,7 @@ def test_truncated_audio_is_never_taken_for_whole(tmp_path, suffix, form):
     prepare_audio(tmp_path / "a", tmp_path / "whole")
     assert len(load_lengths(tmp_path / "whole")) == 2 and not (tmp_path / "whole" / "shorter.txt").exists()
     cut(whole, whole.stat().st_size * 3 // 10)
-    with pytest.raises(InputError, match=r"utterance s-1-1: .*cut off"):
+    with pytest.raises(InputError, match=r"utterance s-1-1: .*truncated"):
         prepare_audio(tmp_path / "a", tmp_path / "out")
     prepare_audio(tmp_path / "a", tmp_path / "out", "--on_error", "skip")
     assert list(load_lengths(tmp_path / "out")) == [other.stem]
@@ -57,7 +58,7 @@ def test_up_to_a_second_less_than_the_header_promises_is_read_and_listed(tmp_pat
     assert "s-1-1.wav: shorter than its header: 0.500 s are missing" in (out / "shorter.txt").read_text()
     assert "1 files shorter than their headers" in capsys.readouterr().out
     cut(path, path.stat().st_size - RATE - 200)
-    with pytest.raises(InputError, match=r"cut off: 1\.01 s less than its header promises"):
+    with pytest.raises(InputError, match=r"truncated file: 1\.01 s less than its header promises"):
         prepare_audio(tmp_path / "a", tmp_path / "other")
 
 
@@ -169,12 +170,16 @@ def test_an_archive_never_gets_an_id_with_a_space(tmp_path, utterance):
 def test_xz_padding_between_and_behind_streams_is_skipped(tmp_path, padding):
     streams = [lzma.compress(text) for text in (b"a\n1 2\n.\n", b"b\n3 4\n.\n")]
     (tmp_path / "f.blogmel.xz").write_bytes(b"".join(stream + bytes(padding) for stream in streams))
-    assert [found.load().tolist() for found in scan_archive(tmp_path / "f.blogmel.xz")] == [[[1, 2]], [[3, 4]]]
+    source = ArchiveSource([tmp_path / "f.blogmel.xz"])
+    assert [found.load().tolist() for found in source.utterances()] == [
+        [[1, 2]],
+        [[3, 4]],
+    ]
 
 
 def test_blank_lines_at_the_end_of_a_blogmel_are_no_utterance(tmp_path):
     (tmp_path / "f.blogmel").write_text("a\n1 2\n.\n\n \n\n")
-    assert [found.utterance for found in scan_archive(tmp_path / "f.blogmel")] == ["a"]
+    assert [found.id for found in ArchiveSource([tmp_path / "f.blogmel"]).utterances()] == ["a"]
 
 
 def test_a_segment_goes_on_behind_a_shorter_one_inside_it(tmp_path):

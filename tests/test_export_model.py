@@ -14,7 +14,7 @@ from apc_model import APCModel
 from export import export_model
 from load_pretrained_model import load_pretrained
 from utils import PrenetConfig, RNNConfig
-from utils.kaldi.archives import scan_archive
+from utils.corpus.sources import ArchiveSource
 from utils.system.errors import InputError
 
 SAMPLE = Path(__file__).parent.parent / "librispeech_data" / "sample" / "sample-train.blogmel.xz"
@@ -31,7 +31,7 @@ def make_model(rnn_type="gru", prenet_layers=0, hidden=24, **changes):
 @pytest.fixture(scope="module")
 def batch():
     """Real frames: (4, longest, 80), and their lengths."""
-    frames = [torch.from_numpy(utterance.load()) for utterance in scan_archive(SAMPLE)]
+    frames = [torch.from_numpy(utterance.load()) for utterance in ArchiveSource([SAMPLE]).utterances()]
     return pad_sequence(frames, batch_first=True), torch.tensor([len(x) for x in frames])
 
 

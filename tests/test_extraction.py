@@ -19,7 +19,8 @@ from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.audio import waveforms as audio
 from utils.corpus.prepared import load_lengths, load_tensor, save_tensor
-from utils.kaldi.archives import scan_archive, write_ark
+from utils.corpus.sources import ArchiveSource
+from utils.kaldi.archives import write_ark
 from utils.system.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +114,7 @@ def test_several_archives_are_one_corpus_and_an_id_in_two_of_them_is_refused(
     found = read(extract(checkpoint, [tmp_path / "a.ark", tmp_path / "b.ark"], tmp_path / "out"))
     assert_features(found, {name: feats[-1] for name, feats in expected.items()})
     twice = [tmp_path / "a.ark", tmp_path / "b.ark", tmp_path / "a.scp"]
-    with pytest.raises(InputError, match=rf"a\.scp:1.*{first}.*stands twice: first at .*a\.ark"):
+    with pytest.raises(InputError, match=rf"a\.scp:1.*{first}.*duplicate utterance id: first at .*a\.ark"):
         extract(checkpoint, twice, tmp_path / "twice")
     extract(checkpoint, twice, tmp_path / "skip", "--on_error", "skip")
     assert (tmp_path / "skip" / "skipped.txt").read_text().count("\n") == 1
@@ -142,7 +143,7 @@ def test_an_archive_of_16_bits_is_half_as_large_and_read_by_others_and_here(chec
     for options in ((), ("--half",)):
         out = extract(checkpoint, from_audio, tmp_path / f"o{len(options)}", "--format", "ark", *options)
         sizes[len(options)] = (out / "feats.ark").stat().st_size
-        ours = {found.utterance: found.load() for found in scan_archive(out / "feats.scp")}
+        ours = {found.id: found.load() for found in ArchiveSource([out / "feats.scp"]).utterances()}
         assert_features(ours, read(out), atol=0)
     assert sizes[1] < 0.52 * sizes[0]
 
@@ -182,7 +183,7 @@ def test_a_long_recording_that_is_cut_off_is_left_out_and_its_batch_is_whole(che
     bad.write_bytes(bad.read_bytes()[:-20000])
     monkeypatch.setattr(audio, "LONG_SECONDS", 1)
     options = ["--norm", "none", "--chunk", 50]
-    with pytest.raises(InputError, match=rf"{bad.name}: utterance {bad.stem}: .*cut off.*--on_error skip"):
+    with pytest.raises(InputError, match=rf"{bad.name}: utterance {bad.stem}: .*truncated.*--on_error skip"):
         extract(checkpoint, corpus, tmp_path / "stop", *options)
     found = read(extract(checkpoint, corpus, tmp_path / "skip", *options, "--on_error", "skip"))
     assert bad.stem in (tmp_path / "skip" / "skipped.txt").read_text() and bad.stem not in found

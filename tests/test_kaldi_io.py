@@ -13,7 +13,8 @@ from preparing_runs import prepare
 
 import prepare_data
 from utils.corpus.prepared import load_lengths, load_tensor
-from utils.kaldi.archives import scan_archive, write_ark, write_blogmel
+from utils.corpus.sources import ArchiveSource
+from utils.kaldi.archives import write_ark, write_blogmel
 from utils.system.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -22,7 +23,7 @@ MATRICES = {f"s{i}-1-{i}": RNG.normal(10, 3, (n, 5)).astype(np.float32) for i, n
 
 def read(path):
     """All utterances of an archive."""
-    return {found.utterance: found.load() for found in scan_archive(path)}
+    return {found.id: found.load() for found in ArchiveSource([path]).utterances()}
 
 
 def same(found, expected=MATRICES):
@@ -109,7 +110,7 @@ def test_several_inputs_become_one_directory(ark, tmp_path):
     prepare([ark.with_suffix(".scp"), tmp_path / "2.scp"], tmp_path / "out", "--max_seq_len", "10")
     assert load_lengths(tmp_path / "out") == {"s0-1-0": 7, "s1-1-1": 1, "s2-1-2": 10, "z-1-1": 1}
     assert np.array_equal(load_tensor(tmp_path / "out" / "s2-1-2.pt"), MATRICES["s2-1-2"][:10])
-    with pytest.raises(InputError, match=r"feats.scp:1: utterance s0-1-0: stands twice: first at .*feats.ark"):
+    with pytest.raises(InputError, match=r"feats.scp:1: utterance s0-1-0: duplicate .*first at .*feats.ark"):
         prepare([ark, ark.with_suffix(".scp")], tmp_path / "twice")
 
 
@@ -157,7 +158,7 @@ def test_a_cut_off_archive_names_the_utterance_it_cuts(tmp_path, compression, su
     path = tmp_path / f"cut{suffix}"
     for size in (len(whole) - 3, whole.index(b"s2-1-2") + 12):  # within the numbers, and within the header
         path.write_bytes(gzip.compress(whole[:size]) if suffix.endswith("gz") else whole[:size])
-        with pytest.raises(InputError, match=r"cut.*ark.*: utterance s2-1-2.* cut off"):
+        with pytest.raises(InputError, match=r"cut.*ark.*: utterance s2-1-2.* truncated file"):
             prepare(path, tmp_path / "out", "--overwrite")
         prepare(path, tmp_path / "out", "--on_error", "skip", "--overwrite")
         assert list(load_lengths(tmp_path / "out")) == ["s0-1-0", "s1-1-1"]
@@ -173,7 +174,7 @@ def header(kind, rows, columns):
 
 @pytest.mark.parametrize("kind", [b"FM", b"DM", b"CM", b"CM2", b"CM3"])
 @pytest.mark.parametrize("rows, columns, message", [
-    (2**31 - 1, 2**31 - 1, "is no utterance"), (2**24, 2, "cut off"), (-1, 80, "damaged"), (0, 0, "is empty"),
+    (2**31 - 1, 2**31 - 1, "is not an utterance"), (2**24, 2, "truncated"), (-1, 80, "damaged"), (0, 0, "is empty"),
 ])  # fmt: skip
 def test_sizes_in_a_header_are_checked_before_memory_is_taken(tmp_path, kind, rows, columns, message):
     for path in (tmp_path / "a.ark", tmp_path / "a.ark.gz"):
@@ -260,7 +261,7 @@ def test_a_damaged_archive_is_read_or_refused_in_one_line(tmp_path_factory, data
         content[position : position + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
     path.write_bytes(content)
     try:
-        for found in scan_archive(path):
+        for found in ArchiveSource([path]).utterances():
             frames = found.load()
             assert frames.dtype == np.float32 and frames.ndim == 2 and frames.size and np.isfinite(frames).all()
     except InputError as error:

@@ -1,18 +1,13 @@
 """Facts about directories that long jobs fill."""
 
-import errno
 import os
-import resource
-import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import make_prepared
 from preparing_runs import content, prepare
-from utils.corpus.prepare_steps import ToRawFrames, read_raw
 
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.prepared import load_lengths, save_tensor
@@ -154,7 +149,7 @@ def test_what_is_to_be_read_is_not_overwritten(tmp_path):
     assert content(out) == before
 
 
-@pytest.mark.parametrize("name", [".lock", "progress.jsonl", ".raw"])
+@pytest.mark.parametrize("name", [".lock", "progress.jsonl", "normalization.json"])
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.parent.parent / "outside")])
 def test_pipes_and_links_in_the_place_of_a_jobs_files_are_refused(tmp_path, name, make):
     (tmp_path / "f.blogmel").write_text("a-1-1\n1 2\n3 5\n.\n")
@@ -173,30 +168,3 @@ def test_a_line_of_progress_without_its_facts_is_done_again(tmp_path):
     (tmp_path / "out/lengths.pkl").unlink()
     (tmp_path / "out/progress.jsonl").write_text('{"id": "a-1-1", "frames": 2}\n')
     assert content(prepare(tmp_path / "f.blogmel", tmp_path / "out")) == before
-
-
-def test_raw_frames_that_claim_petabytes_are_read_again_from_the_source(tmp_path):
-    header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 44, 80)}
-    with (tmp_path / "a.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-    assert read_raw(tmp_path / "a.npy") is None
-
-
-def test_raw_frames_on_a_full_disk_are_an_error_of_the_system(tmp_path):
-    class Utterance:
-        utterance, where = "a", "a"
-
-        def load(self):
-            return np.ones((500, 80), np.float32)
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-    try:
-        with pytest.raises(OSError) as failed:
-            ToRawFrames(tmp_path, 1600)([Utterance()])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
-    assert failed.value.errno == errno.EFBIG and failed.value.filename == str(tmp_path / "a.npy")
-    assert not list(tmp_path.iterdir())

@@ -80,8 +80,8 @@ def test_a_missing_last_newline_and_odd_spacing_change_nothing(archive, tmp_path
 
 
 BAD_ARCHIVES = {
-    "cut off in a row": ("1 2\n3 ", r"feats.blogmel:4: utterance bad: cut off"),
-    "cut off before the dot": ("1 2\n", r"feats.blogmel:4: utterance bad: cut off"),
+    "cut off in a row": ("1 2\n3 ", r"feats.blogmel:4: utterance bad: truncated file"),
+    "cut off before the dot": ("1 2\n", r"feats.blogmel:4: utterance bad: truncated file"),
     "ragged": ("1 2\n3 4 5\n.\n", r"feats.blogmel:6: utterance bad: a frame of 3 numbers after frames of 2"),
     "ragged to the same count": ("1 2\n3 4 5\n6\n.\n", r"feats.blogmel:6: utterance bad: a frame of 3"),
     "no number": ("1 2\n3 x4\n.\n", r"feats.blogmel:6: utterance bad: 'x4' is not a number"),
@@ -93,7 +93,7 @@ BAD_ARCHIVES = {
     "inf": ("1 -inf\n.\n", r"feats.blogmel:5: utterance bad: number 2 of the frame is NaN, infinite"),
     "too large for float32": ("1 1e39\n.\n", r"feats.blogmel:5: utterance bad: number 2 .* too large"),
     "too large for a float": ("1 1e999\n.\n", r"feats.blogmel:5: utterance bad: number 2 .* too large"),
-    "empty": (".\n", r"feats.blogmel:5: utterance bad is empty"),
+    "empty": (".\n", r"feats.blogmel:5: utterance bad: it is empty"),
     "an empty line": ("1 2\n\n3 4\n.\n", r"feats.blogmel:6: utterance bad: an empty line"),
     "no dot": ("1 2\nc-1-1\n3 4\n.\n", r"feats.blogmel:6: utterance bad: 'c-1-1' is not a number"),
     "binary": ("1 2\n\0\xff\n.\n", r"feats.blogmel:6: utterance bad: '.*' is not a number"),
@@ -119,7 +119,7 @@ def test_an_id_that_stands_twice_is_named_with_both_places(archive, tmp_path):
     first, second = archive(GOOD, "1.blogmel"), archive(GOOD.replace("b-1-1", "c-1-1"), "2.blogmel")
     for sources in ([first, second], [archive(GOOD + "a-1-1\n7 8\n.\n", "3.blogmel")]):
         with pytest.raises(
-            InputError, match=r"[23].blogmel:\d: utterance a-1-1: stands twice: first at .*[13].blogmel:1"
+            InputError, match=r"[23].blogmel:\d: utterance a-1-1: duplicate utterance id: first at .*[13].blogmel:1"
         ):
             prepare(sources, tmp_path / "out", "--overwrite")
     prepare([first, second], tmp_path / "out", "--overwrite", "--on_error", "skip")
@@ -149,7 +149,7 @@ def test_what_is_no_archive_is_refused(archive, tmp_path, text, message):
 def test_a_cut_off_compressed_archive_names_what_it_cuts(archive, tmp_path, corpus):
     whole = gzip.compress(corpus.read_bytes(), mtime=0)
     path = archive(whole[: len(whole) // 2], "cut.blogmel.gz")
-    with pytest.raises(InputError, match=r"cut.blogmel.gz:\d+: utterance s\d-1-\d+: cut off"):
+    with pytest.raises(InputError, match=r"cut.blogmel.gz:\d+: utterance s\d-1-\d+: truncated file"):
         prepare(path, tmp_path / "out")
     prepare(path, tmp_path / "out", "--on_error", "skip")
     assert (tmp_path / "out" / "skipped.txt").read_text().count("\n") == 1
@@ -186,9 +186,9 @@ def test_the_number_of_workers_changes_no_byte(corpus, tmp_path, options):
 
 
 @pytest.mark.parametrize("norm, at, method, signal_name", [
-    ("none", 1, "_record", "SIGKILL"), ("none", 23, "_record", "SIGTERM"), ("none", 20, "_size_error", "SIGINT"),
-    ("speaker", 17, "_size_error", "SIGKILL"), ("speaker", 1, "save", "SIGKILL"),
-    ("speaker", 9, "_record", "SIGKILL"), ("speaker", 31, "_record", "SIGTERM"),
+    ("none", 1, "record", "SIGKILL"), ("none", 23, "record", "SIGTERM"), ("none", 20, "has_size", "SIGINT"),
+    ("speaker", 17, "has_size", "SIGKILL"), ("speaker", 1, "save", "SIGKILL"),
+    ("speaker", 9, "record", "SIGKILL"), ("speaker", 31, "record", "SIGTERM"),
 ])  # fmt: skip
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(
     corpus, tmp_path, norm, at, method, signal_name
@@ -208,7 +208,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(
 
 def test_what_is_done_is_not_done_again(corpus, tmp_path):
     arguments = ["--librispeech_from_kaldi", str(corpus), "--save_dir", str(tmp_path / "out"), "--num_workers", "0"]
-    run_to_death(arguments, 30, "_record", "SIGKILL")
+    run_to_death(arguments, 30, "record", "SIGKILL")
     first = tmp_path / "out" / "s0-1-0.pt"
     made = first.stat().st_ino
     prepare(corpus, tmp_path / "out")

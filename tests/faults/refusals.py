@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from limits import MIB, memory_limit, time_limit
 
-from utils.kaldi.archives import scan_archive
+from utils.corpus.sources import ArchiveSource
 from utils.system.errors import InputError
 
 SECONDS = 60  # on a busy machine
@@ -35,4 +35,4 @@ def refused(read: Callable, *arguments: Any, match: str | None = None, limit: in
 
 def read_archive(path: Path) -> list[np.ndarray]:
     """Every utterance's frames."""
-    return [found.load() for found in scan_archive(path)]
+    return [found.load() for found in ArchiveSource([path]).utterances()]

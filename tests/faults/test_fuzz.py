@@ -24,7 +24,8 @@ from utils import RNNConfig
 from utils.corpus.normalization import Normalizer
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.prepared import load_lengths, load_tensor, save_lengths, save_tensor
-from utils.kaldi.archives import scan_archive, write_ark, write_blogmel
+from utils.corpus.sources import ArchiveSource
+from utils.kaldi.archives import write_ark, write_blogmel
 from utils.system.errors import InputError
 from utils.training.experiment import Experiment
 
@@ -65,7 +66,7 @@ def same(found, expected):
 
 
 def read_archive(path):
-    return [(found.utterance, found.load()) for found in scan_archive(path)]
+    return [(found.id, found.load()) for found in ArchiveSource([path]).utterances()]
 
 
 def are_frames(found, _expected):

@@ -41,7 +41,7 @@ def read_waveform(path: str | Path, channel: int | None = None, resample: bool =
         (samples,) float32 in [-1, 1].
 
     Raises:
-        InputError: damaged, cut off, empty, shorter than a window, constant, too long, with several channels or of
+        InputError: damaged, truncated, empty, shorter than a window, constant, too long, with several channels or of
             another sample rate; names the file.
     """
     return np.concatenate(list(waveform_blocks(path, channel, resample, MAX_SECONDS)))

@@ -62,7 +62,7 @@ class AudioSource(Source):
         """Look for the files; an utterance's id is its file's name without the suffix.
 
         Raises:
-            InputError: there is none, two have the same name, or a name is no utterance id.
+            InputError: there is none, two have the same name, or a name is not an utterance id.
         """
         files, not_read = find_audio(directory, channel, resample, skip_errors)
         return cls(files, directory, not_read)
@@ -101,7 +101,7 @@ def find_audio(
         The files, and how many entries of each kind are not read.
 
     Raises:
-        InputError: there is none, two have the same name, or a name is no utterance id; or a directory cannot be read.
+        InputError: there is none, two have the same name, a name is not an utterance id, or a directory is unreadable.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -127,8 +127,8 @@ def find_audio(
         others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InputError(problems[0] + others, details=problems if others else ())
     if not found:
-        told = f"; {describe_not_read(not_read)}" if not_read else ""
-        raise InputError(f"{directory} holds no audio files ({', '.join(AUDIO_SUFFIXES)}){told}")
+        others = f"; {describe_not_read(not_read)}" if not_read else ""
+        raise InputError(f"{directory} holds no audio files ({', '.join(AUDIO_SUFFIXES)}){others}")
     return [found[utterance] for utterance in sorted(found)], not_read
 
 
@@ -154,7 +154,7 @@ def _walk(top: Path, skip_errors: bool) -> tuple[list[tuple[Path, int, int]], Co
             entries = [] if (status.st_dev, status.st_ino) in seen else sorted(os.scandir(folder), key=os.fspath)
         except OSError as error:
             if not skip_errors:
-                reason = f"{folder} cannot be read: {error.strerror}; --on_error skip leaves it out"
+                reason = f"{folder} cannot be read: {error.strerror}; --on_error skip skips it"
                 raise InputError(reason) from error
             not_read["unreadable directory"] += 1
             continue

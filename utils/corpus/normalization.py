@@ -136,7 +136,7 @@ class Normalizer:
     def describe(self) -> str:
         """How frames are normalised, in words."""
         if self.mode == "speaker":
-            return f"per speaker ({len(self.statistics)} speakers, told by {self.speakers_from})"
+            return f"per speaker ({len(self.statistics)} speakers, by {self.speakers_from})"
         return {"global": "over the whole corpus", "utterance": "per utterance", "none": "not at all"}[self.mode]
 
     def digest(self) -> str:

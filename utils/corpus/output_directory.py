@@ -3,7 +3,7 @@
 made_from.json      what the job was asked for: a directory is only ever continued by the same job
 progress.jsonl      a line for each utterance whose file is about to be written, one when it is done; gone when all are
 <utterance id>.pt   the tensors, each whole (or .npy, where the job writes those)
-skipped.txt         what was left out and why, a line an utterance, if anything was
+skipped.txt         what was skipped and why, a line an utterance, if anything was
 lengths.pkl         written last: a directory that has it is complete
 
 These are the record of what was made here: only files that it lists are ever removed.
@@ -51,7 +51,7 @@ class OutputDirectory:
             lengths.pkl and the tensors that it names.
 
     Attributes:
-        done: what `record` was told of each utterance, in this run and those before it.
+        done: the recorded facts of each utterance, in this run and those before it.
         complete: whether the directory was complete when it was opened.
 
     Raises:
@@ -139,7 +139,7 @@ class OutputDirectory:
 
         Args:
             lengths: number of true frames for each utterance id, in the order of the source.
-            skipped: a line for each utterance that was left out: its id, a tab, and why.
+            skipped: a line for each skipped utterance: its id, a tab, and why.
         """
         if skipped:
             with atomic_write(self.path / SKIPPED_FILE) as file:
@@ -148,7 +148,7 @@ class OutputDirectory:
                     file.write(("\t".join(fields) + "\n").encode())
         else:
             (self.path / SKIPPED_FILE).unlink(missing_ok=True)
-        remove_made(self.path, self._files_of(self._claimed - lengths.keys(), self._made_from))  # left out since
+        remove_made(self.path, self._files_of(self._claimed - lengths.keys(), self._made_from))  # skipped since
         save_lengths(self.path, lengths)
 
     def lengths(self) -> dict[str, int]:

@@ -79,14 +79,14 @@ class Pass:
         return mel_dim == size
 
 
-def remaining(utterances: Iterable[Of], is_done: Callable[[str], bool], order: list[str]) -> Iterator[Of]:
+def remaining(utterances: Iterable[Of], is_done: Callable[[Utterance], bool], order: list[str]) -> Iterator[Of]:
     """The utterances that are not done; `order` gets the id of every one that is not known to be bad."""
     for utterance in utterances:
         if isinstance(utterance, BadUtterance):
             yield utterance
             continue
         order.append(utterance.id)
-        if not is_done(utterance.id):
+        if not is_done(utterance):
             yield utterance
 
 

@@ -120,10 +120,15 @@ def _write_tensors(
     """Write every tensor that is not there yet, then lengths.pkl."""
     order: list[str] = []
     writing = Pass(source, "writing tensors", options.num_workers, options.skip_errors, stop)
-    if out.done:
-        writing.first = str(out.path), next(iter(out.done.values()))["mel_dim"]
+
+    def is_done(utterance: Utterance) -> bool:
+        has = out.has(utterance.id)
+        if has:  # the size that all must have is that of the first utterance, written in this run or before
+            writing.first = writing.first or (utterance.location, out.done[utterance.id]["mel_dim"])
+        return has
+
     work = WriteTensor(out.path, options.max_seq_len)
-    for utterance, written in writing.map(work, out.claim_each(remaining(utterances, out.has, order))):
+    for utterance, written in writing.map(work, out.claim_each(remaining(utterances, is_done, order))):
         if writing.has_size(utterance, written.mel_dim):
             out.record(utterance.id, **written._asdict())
     lengths = {name: out.done[name]["frames"] for name in order if out.has(name)}

@@ -71,6 +71,9 @@ class ScaledUtterance(Utterance):
     def long_frames(self) -> int | None:
         return self.source.long_frames()
 
+    def remark(self) -> str | None:
+        return self.source.remark()
+
     def _read(self) -> np.ndarray:
         frames = self.source.load()
         return _scaled(

@@ -75,7 +75,7 @@ class Speakers:
         found = LIBRISPEECH_ID.fullmatch(utterance)
         if not found:
             raise InputError(
-                f"utterance {utterance}: no speaker can be told from its id; give --utt2spk, or another --norm"
+                f"utterance {utterance}: its id does not name a speaker; give --utt2spk, or another --norm"
             )
         return found["speaker"]
 

@@ -53,7 +53,8 @@ class Utterance(ABC):
     def remark(self) -> str | None:
         """What people should know of an utterance that can be read, such as a file shorter than its header."""
         with self._naming_utterance():
-            return self._remark()
+            remark = self._remark()
+        return f"{self.location}: {remark}" if remark else None
 
     def error(self, reason: object, location: str = "") -> UtteranceError:
         """An error about this utterance."""

@@ -31,7 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="Compute so many frames of an utterance at a time; more take more memory.")  # fmt: skip
     add("--load_data_workers", type=count, default=2, help="Number of processes that read data.")
     add("--on_error", choices=("stop", "skip"), default="stop",
-        help="Stop at the first bad utterance, or leave it out and list it in skipped.txt.")  # fmt: skip
+        help="Stop at the first bad utterance, or skip it and list it in skipped.txt.")  # fmt: skip
     add("--overwrite", action="store_true", help="Remove the features that --save_dir holds, and start anew.")
     add_source_options(parser)
     args = parser.parse_args(arguments)

@@ -123,7 +123,8 @@ class Extraction:
         """
         order: list[str] = []
         self._start = time.monotonic()
-        with contextlib.closing(self._pools(remaining(utterances, self.files.has, order))) as pools:
+        todo = remaining(utterances, lambda utterance: self.files.has(utterance.id), order)
+        with contextlib.closing(self._pools(todo)) as pools:
             for pool in pools:
                 pool.sort(key=lambda member: member.length)
                 for start in range(0, len(pool), self.options.batch_size):

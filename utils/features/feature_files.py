@@ -9,6 +9,7 @@ import pickle
 import sys
 import tempfile
 import zipfile
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from utils.system.files import atomic_write, naming_file
 
 ARK, SCP, PARTIAL_ARK = "feats.ark", "feats.scp", "feats.ark.partial"
 FORMATS = ("pt", "npy", "ark")
-FACTS = {"frames": int, "length": int, "is_long": bool}  # what is recorded of an utterance
+FACTS = {"frames": int}  # recorded of each utterance
 ARK_FACTS = {"offset": int, "end": int}
 IN_MEMORY_BYTES = 4 << 20  # of an utterance's features; longer ones wait on the disk
 BLOCK_FRAMES = 4096
@@ -130,7 +131,40 @@ def write_npy(file: BinaryIO, spool: Spool, shape: tuple[int, ...]) -> None:
         file.write(block)
 
 
-class FilesByUtterance:
+class FeatureWriter(ABC):
+    """Where features go in an output directory, so that a job that was killed continues.
+
+    Args:
+        out: the directory, open and not complete.
+    """
+
+    def __init__(self, out: OutputDirectory) -> None:
+        self._out = out
+
+    @abstractmethod
+    def spool(self, num_layers: int, size: int) -> Spool:
+        """A place for an utterance's features while they are computed."""
+
+    @abstractmethod
+    def has(self, utterance: str) -> bool:
+        """Whether an utterance is done."""
+
+    @abstractmethod
+    def save(self, utterance: str, spool: Spool) -> dict[str, Any]:
+        """Write an utterance; returns the facts to record of it."""
+
+    def arrange(self, features: np.ndarray) -> np.ndarray:
+        """Features (layers, frames, size) in the form that the spool takes."""
+        return features
+
+    def finish(self, utterances: list[str]) -> None:  # noqa: B027
+        """Complete the files when all utterances are done, in this order."""
+
+    def close(self) -> None:  # noqa: B027
+        """Close what is open."""
+
+
+class FilesByUtterance(FeatureWriter):
     """`<utterance id>.pt` or `.npy`: (frames, size), or with several layers (layers, frames, size).
 
     Args:
@@ -141,59 +175,48 @@ class FilesByUtterance:
     """
 
     def __init__(self, out: OutputDirectory, suffix: str, all_layers: bool, half: bool) -> None:
-        self._out, self._all_layers = out, all_layers
+        super().__init__(out)
+        self._all_layers = all_layers
         self._write = write_pt if suffix == TENSOR_SUFFIX else write_npy
         self._dtype = np.float16 if half else np.float32
 
     def spool(self, num_layers: int, size: int) -> Spool:
-        """A place for an utterance's features while they are computed."""
         return Spool(self._out.path, num_layers, size, self._dtype)
 
-    def arrange(self, features: np.ndarray) -> np.ndarray:
-        """Features (layers, frames, size) as the spool takes them."""
-        return features
-
     def has(self, utterance: str) -> bool:
-        """Whether an utterance is done."""
         return self._out.has(utterance)
 
     def save(self, utterance: str, spool: Spool) -> dict[str, Any]:
-        """Put an utterance into its place. Returns what to record of it."""
         shape = (spool.num_layers, spool.frames, spool.size)[0 if self._all_layers else 1 :]
         self._out.claim(utterance)
         with atomic_write(self._out.tensor_path(utterance)) as file:
             self._write(file, spool, shape)
         return {}
 
-    def finish(self, utterances: list[str]) -> None:
-        """All are done, in this order."""
 
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class KaldiArchive:
+class KaldiArchive(FeatureWriter):
     """feats.ark, in the order of the work, and feats.scp, in that of the source; with several layers side by side.
 
     Kaldi has no float16: `half` stores its 16 bits a number (CM2). An utterance is appended, flushed to the disk, and
-    then recorded with its place; what a killed job wrote behind the last recorded one is cut off. The archive has
+    then recorded with its offset; what a killed job wrote behind the last recorded one is removed. The archive has
     another name until it is whole.
 
     Args:
-        out: the directory, not complete.
+        out: the directory.
         half: 16 bits a number.
     """
 
     def __init__(self, out: OutputDirectory, half: bool) -> None:
+        super().__init__(out)
         check_scp_can_name(out.path / ARK)
-        self._out, self._half = out, half
+        self._half = half
         partial, whole = out.path / PARTIAL_ARK, out.path / ARK
         if whole.exists():
             whole.replace(partial)  # a job was killed before the directory was complete
         self._file = partial.open("r+b" if partial.exists() else "w+b")
-        self._forget_what_is_not_there()
+        self._forget_what_is_missing()
 
-    def _forget_what_is_not_there(self) -> None:
+    def _forget_what_is_missing(self) -> None:
         size, end = self._file.seek(0, 2), 0
         for utterance, facts in list(self._out.done.items()):
             if facts.get("end", 0) > size:
@@ -204,20 +227,17 @@ class KaldiArchive:
         self._file.seek(end)
 
     def spool(self, num_layers: int, size: int) -> Spool:
-        """A place for an utterance's features while they are computed."""
         limit = float(np.finfo(np.float32).max) / (2 if self._half else 1)  # CM2 stores the span as a float32
         return Spool(self._out.path, 1, num_layers * size, np.float32, limit)
 
     def arrange(self, features: np.ndarray) -> np.ndarray:
-        """Features (layers, frames, size) as the spool takes them: (1, frames, layers * size)."""
+        """(1, frames, layers * size)."""
         return features.transpose(1, 0, 2).reshape(1, features.shape[1], -1)
 
     def has(self, utterance: str) -> bool:
-        """Whether an utterance is done."""
         return utterance in self._out.done
 
     def save(self, utterance: str, spool: Spool) -> dict[str, Any]:
-        """Append an utterance. Returns what to record of it."""
         shape, span = (spool.frames, spool.size), spool.span if self._half else None
         with naming_file(self._out.path / PARTIAL_ARK):
             offset = append_matrix(self._file, utterance, shape, spool.blocks(), span)
@@ -226,12 +246,10 @@ class KaldiArchive:
         return {"offset": offset, "end": self._file.tell()}
 
     def finish(self, utterances: list[str]) -> None:
-        """All are done, in this order."""
         (self._out.path / PARTIAL_ARK).replace(self._out.path / ARK)
         write_scp(self._out.path / ARK, [(name, self._out.done[name]["offset"]) for name in utterances])
 
     def close(self) -> None:
-        """Close the archive."""
         with naming_file(self._out.path / PARTIAL_ARK):  # writes again what a full disk did not take
             self._file.close()
 
@@ -242,8 +260,8 @@ def extra_files(made_from: dict[str, Any]) -> tuple[str, ...]:
     return (*archive, REMARKS_FILE, *(() if made_from.get("data_norm") == "none" else (NORMALIZATION_FILE,)))
 
 
-def open_features(out: OutputDirectory, form: str, all_layers: bool, half: bool) -> FilesByUtterance | KaldiArchive:
-    """Where features of a format go, in a directory that is open.
+def open_features(out: OutputDirectory, form: str, all_layers: bool, half: bool) -> FeatureWriter:
+    """The writer of a format, in a directory that is open.
 
     Raises:
         InputError: the directory's name cannot stand in an .scp.

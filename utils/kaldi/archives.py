@@ -51,7 +51,7 @@ def scan_archive(path: str | Path) -> Iterator[Entry]:
 
     Raises:
         InputError: an id that would leave the output directory, an entry that would run a command, or a file that
-            is no archive.
+            is not an archive.
     """
     check_no_command(str(path), "input")
     path = Path(path)

@@ -19,7 +19,7 @@ MAX_XZ_MEMORY_BYTES = 256 << 20  # xz -9 needs 65 MiB; a file that asks for more
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a file or directory; False for what is no name of one, such as a name that is too long."""
+    """Whether there is a file or directory; False for an invalid name, such as one that is too long."""
     try:
         return path.exists()
     except OSError:
@@ -48,7 +48,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{one_line(repr(str(path)), 120)} is no file name") from error
+        raise InputError(f"{one_line(repr(str(path)), 120)} is not a file name") from error
 
 
 def _open_regular(path: Path) -> BinaryIO:
@@ -101,7 +101,7 @@ def _plain_blocks(file: BinaryIO) -> Iterator[bytes]:
 class ByteReader:
     """A file's (decompressed) bytes from front to back; use as a context.
 
-    A file that is damaged, cut off or unreadable at a place reads as if it ended there, with `damage` saying why: the
+    A file that is damaged, truncated or unreadable at a place reads as if it ended there, with `damage` saying why: the
     caller knows which utterance that cuts.
 
     Args:

@@ -64,7 +64,7 @@ class BinaryMatrix(NamedTuple):
         """(frames, mel_dim) float32, all finite. Raises InputError where there is no such matrix."""
         matrix = _in_range(self._read(), self.range)
         if 0 in matrix.shape:
-            raise InputError("is empty")
+            raise InputError("it is empty")
         with np.errstate(over="ignore"):
             frames = matrix.astype(np.float32)
         finite = np.isfinite(frames)
@@ -140,7 +140,7 @@ def matrix_bytes(head: bytes) -> int:
         if rows < 0 or columns < 0 or not sizes_marked:
             raise InputError("the header of its matrix is damaged")
         if rows * columns > MAX_MATRIX_VALUES:
-            raise InputError(f"a matrix of {rows} x {columns} is no utterance: the file is damaged")
+            raise InputError(f"a matrix of {rows} x {columns} is not an utterance: the file is damaged")
         return start + struct.calcsize(layout) + columns * column_bytes + rows * columns * value_bytes
     if len(head) < len(BINARY_MARK) + max(map(len, MATRIX_TYPES)):
         raise InputError("truncated file: it ends within the header of the matrix")

@@ -32,7 +32,7 @@ def parse_rows(text: bytes, path: str, first_line: int) -> np.ndarray:
         InputError: empty, ragged, not numbers, not finite in float32; names file and line.
     """
     if not text.strip():
-        raise InputError("is empty", f"{path}:{first_line}")
+        raise InputError("it is empty", f"{path}:{first_line}")
     values = _parse_plain(text)
     if values is None:  # doubled or trailing spaces: make them plain and try again
         lines = _lines(text, path, first_line)

@@ -15,7 +15,7 @@ from utils.system.errors import InputError, one_line
 
 try:
     import fcntl
-except ImportError:  # Windows has no fcntl: there, two runs on one directory are not told apart
+except ImportError:  # Windows has no fcntl: there, a directory is not locked
     fcntl = None
 
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".writing-", ".tmp"
