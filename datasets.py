@@ -21,8 +21,8 @@ from utils.audio.frames import frames_to_hours
 from utils.corpus.batch_order import BatchOrder, deal
 from utils.corpus.prepared import TENSOR_SUFFIX, list_utterances, load_tensor, load_utterance
 from utils.system.errors import InputError, one_line
+from utils.system.reading import read_bytes
 from utils.system.signals import start_worker
-from utils.system.untrusted import read_bytes
 
 TOLD_BY = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
 

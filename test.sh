@@ -7,4 +7,5 @@ enter_environment requirements-dev.txt
 
 ruff check .
 ruff format --check --quiet .
+lint-imports --no-logo
 exec python -m pytest "$@"

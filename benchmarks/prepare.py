@@ -33,8 +33,8 @@ from utils.corpus.audio_tree import AudioSource
 from utils.corpus.passes import in_chunks
 from utils.corpus.preparation import PrepareOptions, prepare
 from utils.corpus.sources import ArchiveSource
-from utils.kaldi.archives import write_ark, write_blogmel
-from utils.kaldi.matrices import Utterance
+from utils.corpus.utterance import Utterance
+from utils.kaldi.write_archives import write_ark, write_blogmel
 from utils.system.memory import reuse_freed_memory
 from utils.system.workers import ordered_map
 

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.corpus.prepared import TENSOR_SUFFIX, load_lengths, load_utterance
-from utils.kaldi.archives import write_ark, write_blogmel
+from utils.kaldi.write_archives import write_ark, write_blogmel
 from utils.system.arguments import HelpFormatter
 from utils.system.errors import run_script
 from utils.system.files import make_way_for

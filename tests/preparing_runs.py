@@ -11,7 +11,7 @@ OWNERS = {  # where a method is from, and whose it is
     "record": ("utils.corpus.output_directory", "OutputDirectory"),
     "has_size": ("utils.corpus.passes", "Pass"),
     "save": ("utils.corpus.normalization", "Normalizer"),
-    "log_mel": ("utils.corpus", "audio_tree"),
+    "log_mel": ("utils.audio", "log_mel"),
 }
 DIE = """
 import os, signal, sys

@@ -13,7 +13,7 @@ from preparing_runs import content, prepare, prepare_audio
 from downstream.probing.labels import read_labels
 from utils.corpus.prepared import load_lengths
 from utils.corpus.sources import ArchiveSource
-from utils.kaldi.archives import write_ark
+from utils.kaldi.write_archives import write_ark
 from utils.system.errors import InputError
 
 RATE = 16000

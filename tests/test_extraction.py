@@ -20,7 +20,7 @@ from utils import RNNConfig
 from utils.audio import waveforms as audio
 from utils.corpus.prepared import load_lengths, load_tensor, save_tensor
 from utils.corpus.sources import ArchiveSource
-from utils.kaldi.archives import write_ark
+from utils.kaldi.write_archives import write_ark
 from utils.system.errors import InputError
 
 ROOT = Path(__file__).parent.parent

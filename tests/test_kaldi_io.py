@@ -14,7 +14,7 @@ from preparing_runs import prepare
 import prepare_data
 from utils.corpus.prepared import load_lengths, load_tensor
 from utils.corpus.sources import ArchiveSource
-from utils.kaldi.archives import write_ark, write_blogmel
+from utils.kaldi.write_archives import write_ark, write_blogmel
 from utils.system.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.audio.frames import SHIFT_MS, WINDOW_MS
-from utils.kaldi.byte_reader import reading
 from utils.system.errors import InputError, one_line
+from utils.system.reading import reading
 
 NO_PHONE = -1
 CTM_FIELDS = (5, 6)  # utterance channel start duration phone [confidence]

@@ -14,12 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from conftest import make_splits
 from training_runs import MEL, curves, weights
 
 from apc_model import APCModel
 from utils import RNNConfig
+from utils.corpus.prepared import load_tensor
+from utils.corpus.sources import ArchiveSource
 from utils.training.arguments import MAY_CHANGE
 
 ROOT = Path(__file__).parent.parent.parent
@@ -136,6 +139,28 @@ def experiment(directory: Path) -> dict[str, Any]:
     return weights(directory) | curves(directory) | {"config": config}
 
 
+class Close:
+    """Features that equal others to float precision."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __eq__(self, other: "Close") -> bool:
+        return self.values.shape == other.values.shape and np.allclose(self.values, other.values, atol=1e-6)
+
+
+def features(directory: Path) -> dict[str, Any]:
+    """What an extraction is for: features to float precision, in their order; every other file but the offsets."""
+    found = {name: content for name, content in files(directory).items() if not name.startswith("feats.")}
+    for name in [name for name in found if name.endswith(".pt")]:
+        found[name] = Close(load_tensor(directory / name).numpy())
+    if (directory / "feats.scp").exists():
+        utterances = list(ArchiveSource([directory / "feats.scp"]).utterances())
+        found |= {utterance.id: Close(utterance.load()) for utterance in utterances}
+        found["order"] = [utterance.id for utterance in utterances]
+    return found
+
+
 PREPARE = Job(
     "prepare_data",
     "--librispeech_from_kaldi corpus.blogmel --save_dir out --max_seq_len 30 --norm speaker --num_workers 2",
@@ -155,7 +180,7 @@ EXTRACT = Job(
     "load_pretrained_model",
     f"--checkpoint {CHECKPOINT} --data train --save_dir features --batch_size 2 --load_data_workers 0",
     "features",
-    files,
+    features,
 )
 EXTRACT_ARK = EXTRACT._replace(options=f"{EXTRACT.options} --format ark --layer all --chunk 7")
 JOBS = {"prepare": PREPARE, "train": TRAIN, "extract": EXTRACT}

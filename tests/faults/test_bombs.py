@@ -70,7 +70,7 @@ def test_an_ark_that_declares_two_thousand_million_rows_is_refused(name, kind, t
         path.write_text(f"a-1-1 {tmp_path / 'a.ark'}:6\n")
     else:
         path.write_bytes(gz(content) if name.endswith("gz") else content)
-    refused(read_archive, path, match=r"a-1-1.*2147483647 x 1 is no utterance")
+    refused(read_archive, path, match=r"a-1-1.*2147483647 x 1 is not an utterance")
 
 
 @pytest.mark.parametrize("load", [load_tensor, load_pretrained])

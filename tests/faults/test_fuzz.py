@@ -25,7 +25,7 @@ from utils.corpus.normalization import Normalizer
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.prepared import load_lengths, load_tensor, save_lengths, save_tensor
 from utils.corpus.sources import ArchiveSource
-from utils.kaldi.archives import write_ark, write_blogmel
+from utils.kaldi.write_archives import write_ark, write_blogmel
 from utils.system.errors import InputError
 from utils.training.experiment import Experiment
 

@@ -21,7 +21,7 @@ from utils import RNNConfig
 from utils.corpus.normalization import Normalizer
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.prepared import load_lengths, load_tensor, save_lengths, save_tensor
-from utils.kaldi.archives import write_ark
+from utils.kaldi.write_archives import write_ark
 from utils.system.errors import InputError
 from utils.system.files import read_json
 from utils.training.experiment import Experiment

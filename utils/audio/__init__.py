@@ -1,0 +1,6 @@
+"""From sound to frames.
+
+waveforms   read_waveform, waveform_blocks: any file as 16 kHz mono
+log_mel     log_mel, OnlineLogMel: Kaldi's filterbank
+frames      frames_to_hours, num_frames, and the numbers of the front end
+"""

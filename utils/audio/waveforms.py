@@ -11,8 +11,8 @@ import soundfile
 import soxr
 
 from utils.audio.frames import SAMPLE_RATE, WINDOW_SAMPLES, num_frames
-from utils.kaldi.byte_reader import open_regular, reading
 from utils.system.errors import InputError, one_line
+from utils.system.reading import open_regular, reading
 
 MAX_SECONDS = 1800  # longer files are no utterances, and a header can claim any length
 MAX_SAMPLES = 1 << 28  # over all channels: 1 GiB as float32

@@ -1,0 +1,15 @@
+"""Utterances: where they come from, how they are scaled, and the directories that hold them.
+
+utterance         Utterance: what every source gives and every consumer takes
+sources           Source, ArchiveSource, PreparedSource
+audio_tree        AudioSource: the audio files below a directory
+speakers          Speakers: who speaks in an utterance
+normalization     Normalizer: mean and variance
+scaling           Scaling, find_normalizer, scaled: a corpus normalised
+passes            Pass: one loop over utterances, with its progress bar and skip list
+preparation       prepare: the work of prepare_data.py
+prepared          load_utterance, load_lengths, save_tensor: the prepared directory
+output_directory  OutputDirectory: filled by a job that may be killed
+batch_order       BatchOrder: which utterances make up each batch
+arguments         add_source_options, find_source, choose_scaling
+"""

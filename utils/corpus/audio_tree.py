@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from utils.audio.log_mel import OnlineLogMel, log_mel
-from utils.audio.waveforms import describe_length, long_frames, read_waveform, waveform_blocks
 from utils.corpus.sources import Source
 from utils.corpus.utterance import Utterance
 from utils.system.errors import InputError
@@ -32,18 +30,28 @@ class AudioUtterance(Utterance):
     resample: bool = False
     mtime_ns: int = 0
 
+    # The libraries that read audio are imported where audio is read.
+
     def long_frames(self) -> int | None:
+        from utils.audio.waveforms import long_frames
+
         return long_frames(self.location)
 
     def _read(self) -> np.ndarray:
-        return log_mel(read_waveform(self.location, self.channel, self.resample))
+        from utils.audio import log_mel, waveforms
+
+        return log_mel.log_mel(waveforms.read_waveform(self.location, self.channel, self.resample))
 
     def _read_blocks(self) -> Iterator[np.ndarray]:
-        online = OnlineLogMel()
-        for samples in waveform_blocks(self.location, self.channel, self.resample):
+        from utils.audio import log_mel, waveforms
+
+        online = log_mel.OnlineLogMel()
+        for samples in waveforms.waveform_blocks(self.location, self.channel, self.resample):
             yield online.accept(samples)
 
     def _remark(self) -> str | None:
+        from utils.audio.waveforms import describe_length
+
         return describe_length(self.location)
 
 

@@ -15,6 +15,8 @@ from utils.system.workers import ordered_map
 
 CHUNK_BYTES, CHUNK_UTTERANCES = 1 << 20, 8  # what a worker is given at once
 
+tqdm.monitor_interval = 0  # the bar's thread: a worker must not be forked while a thread may hold a lock
+
 T = TypeVar("T")
 Of = TypeVar("Of", bound=Utterance)
 

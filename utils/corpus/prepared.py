@@ -16,7 +16,8 @@ import torch
 
 from utils.system.errors import InputError, one_line
 from utils.system.files import atomic_write, check_utterance_id
-from utils.system.untrusted import MAX_FILE_BYTES, load_untrusted, read_bytes
+from utils.system.reading import MAX_FILE_BYTES, read_bytes
+from utils.system.untrusted import load_untrusted
 
 LENGTHS_FILE = "lengths.pkl"
 TENSOR_SUFFIX = ".pt"

@@ -12,12 +12,11 @@ import numpy as np
 from utils.corpus.output_directory import MADE_FROM_FILE
 from utils.corpus.prepared import LENGTHS_FILE, TENSOR_SUFFIX, list_utterances, load_utterance
 from utils.corpus.utterance import BadUtterance, Utterance
-from utils.kaldi.archives import check_no_command, scan_archive
-from utils.kaldi.byte_reader import exists, open_regular, reading
 from utils.kaldi.matrices import BinaryMatrix, TextMatrix, Unreadable
+from utils.kaldi.read_archives import check_no_command, scan_archive
 from utils.system.errors import InputError
 from utils.system.files import atomic_write
-from utils.system.untrusted import read_bytes
+from utils.system.reading import exists, open_regular, read_bytes, reading
 
 REMARKS_FILE = "shorter.txt"  # a line for each audio file that is shorter than its header promises
 FINGERPRINT_BYTES = 1 << 20  # at each end of a file

@@ -22,7 +22,7 @@ from utils.corpus.normalization import NORMALIZATION_FILE
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.prepared import TENSOR_SUFFIX
 from utils.corpus.sources import REMARKS_FILE
-from utils.kaldi.archives import append_matrix, check_scp_can_name, write_scp
+from utils.kaldi.write_archives import append_matrix, check_scp_can_name, write_scp
 from utils.system.errors import InputError
 from utils.system.files import atomic_write, naming_file
 

@@ -1,69 +1,20 @@
 """Reading plain and compressed archives front to back, in bounded memory."""
 
-import contextlib
 import gzip
 import lzma
 import os
-import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from utils.system.errors import InputError, one_line
+from utils.system.errors import one_line
+from utils.system.reading import open_regular
 
 COMPRESSED_SUFFIXES = (".xz", ".gz")
 BLOCK_BYTES = 1 << 20
 MAX_XZ_MEMORY_BYTES = 256 << 20  # xz -9 needs 65 MiB; a file that asks for more is not decompressed
-
-
-def exists(path: Path) -> bool:
-    """Whether there is a file or directory; False for an invalid name, such as one that is too long."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Turn an OSError of the block, which reads a file, into an InputError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{one_line(path, 300)} cannot be read: {error.strerror or error}") from error
-
-
-def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file for reading.
-
-    Raises:
-        InputError: it is missing, cannot be read, or is a directory, pipe or device (which could block for ever).
-    """
-    path = Path(path)
-    try:
-        with reading(path):
-            return _open_regular(path)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{one_line(repr(str(path)), 120)} is not a file name") from error
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path} is not a file")
-        return path.open("rb")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path} does not exist") from error
-
-
-def read_span(path: str | Path, offset: int, size: int) -> bytes:
-    """Up to `size` bytes of a file from `offset` on; fewer where the file ends."""
-    with reading(path), open_regular(path) as file:
-        return os.pread(file.fileno(), size, offset)
 
 
 def _xz_blocks(file: BinaryIO) -> Iterator[bytes]:

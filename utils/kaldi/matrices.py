@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.kaldi.byte_reader import open_regular, read_span
 from utils.kaldi.text_rows import MAX_UTTERANCE_BYTES, parse_rows
 from utils.system.errors import InputError, one_line
+from utils.system.reading import open_regular, read_span
 
 MAX_MATRIX_VALUES = 1 << 25  # of a binary matrix: more than an hour of 80-dim frames
 TEXT_BLOCK_BYTES = 1 << 20  # of a text matrix, at first: most are smaller

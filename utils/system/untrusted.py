@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import os
 import pickletools
 import re
 import warnings
@@ -13,8 +12,8 @@ from typing import Any
 import torch
 
 from utils.system.errors import InputError, one_line
+from utils.system.reading import MAX_FILE_BYTES, read_bytes
 
-MAX_FILE_BYTES = 2 << 30  # larger than any utterance or APC checkpoint
 MAX_OPCODES = 1 << 19  # of a pickle: a state dict has about 20 a tensor
 MAX_NESTING = 200  # of containers
 ZIP_DIRECTORY = 0x10  # an attribute for which PyTorch's reader reads nothing, and hands out memory as it finds it
@@ -49,27 +48,6 @@ _ALLOWED_NAMES = re.compile(
     r"|torch\.(Size|device|bool|b?float\d+|u?int\d+)|collections\.(OrderedDict|Counter)|builtins\.(set|complex)"
     r"|argparse\.Namespace"
 )
-
-
-def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """A whole file of at most `max_bytes`.
-
-    Raises:
-        InputError: there is no such file, it is larger, it is a directory, pipe or device, or it cannot be read.
-    """
-    try:
-        if path.exists() and not path.is_file():  # a pipe or device could be read for ever
-            raise InputError(f"{path} is not a file")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read(size) if size <= max_bytes else b""
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"{path} is missing") from error
-    except OSError as error:  # no permission, or a disk that fails
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if size > max_bytes:
-        raise InputError(f"{path} is larger than {max_bytes >> 20} MiB: not a file of this project")
-    return content
 
 
 def load_untrusted(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> Any:

@@ -18,7 +18,8 @@ from safetensors.torch import load as load_safetensors
 from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
 from utils.system.errors import InputError, one_line
 from utils.system.files import read_json
-from utils.system.untrusted import load_untrusted, read_bytes
+from utils.system.reading import read_bytes
+from utils.system.untrusted import load_untrusted
 
 # bs32-rhl3-rhs512-rd0-adam-res-ts3.pt: batch size, layers, hidden size, dropout, optimizer, residual, time shift
 RELEASED_NAME = re.compile(r"bs\d+-rhl\d+-rhs\d+-rd[\d.]+-\w+(?P<residual>-res)?-ts(?P<time_shift>\d+)")

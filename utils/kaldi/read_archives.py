@@ -1,20 +1,14 @@
-"""Kaldi's archives, in and out: .blogmel, .ark and .scp, without ever running a command or trusting a size.
+"""Kaldi's archives, read without ever running a command or trusting a size: .blogmel, .ark and .scp.
 
-Reading is in two steps, so that several processes can share the work: `scan_archive` finds where each utterance
-stands, and an utterance's `load()` reads and checks its frames. Archives are written whole or not at all.
+Reading is in two steps, so that several processes can share the work: `scan_archive` finds where each utterance lies,
+and its matrix's `read()` reads and checks its frames.
 """
 
-import gzip
-import lzma
 import re
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
-
-from utils.kaldi.byte_reader import COMPRESSED_SUFFIXES, ByteReader, exists
+from utils.kaldi.byte_reader import COMPRESSED_SUFFIXES, ByteReader
 from utils.kaldi.matrices import (
     BINARY_MARK,
     MATRIX_HEADER_BYTES,
@@ -26,15 +20,13 @@ from utils.kaldi.matrices import (
 )
 from utils.kaldi.text_rows import MAX_UTTERANCE_BYTES
 from utils.system.errors import InputError, one_line
-from utils.system.files import atomic_write, check_utterance_id
+from utils.system.files import check_utterance_id
+from utils.system.reading import exists
 
 MAX_ID_BYTES = 4096
-CM2_STEPS = 65535  # between the lowest and the highest number of a matrix of 16 bits a number
 TRUNCATED = "truncated file: it ends in the middle of this utterance, and what followed is missing"
 MAX_SCP_LINE_BYTES = 1 << 16
 _SCP_PLACE = re.compile(r"(?P<path>.+?)(?::(?P<offset>\d{1,18}))?\s*(?:\[(?P<range>[\d:, ]*)\])?")
-
-Features = Iterable[tuple[str, np.ndarray]]  # utterance ids, and (frames, mel_dim) float32
 
 
 def check_no_command(name: str, location: str) -> None:
@@ -207,109 +199,3 @@ def _read_scp_entry(entry: bytes, scp: Path, location: str, num_bytes: int) -> E
     else:
         matrix = BinaryMatrix(str(ark), int(parts["offset"] or 0), parts["range"] or "")
     return Entry(utterance, location, num_bytes, matrix)
-
-
-def write_blogmel(path: str | Path, features: Features, decimals: int | None = None) -> int:
-    """Write a .blogmel archive; compressed where the path ends in .xz or .gz.
-
-    Args:
-        path: replaced when the whole archive is written.
-        features: utterances and their frames.
-        decimals: digits after the point; by default as many as give back the same float32.
-
-    Returns:
-        The number of utterances.
-    """
-    path, count = Path(path), 0
-    with atomic_write(path) as file, _compressor(file, path.suffix) as stream:
-        for utterance, frames in features:
-            count += 1
-            check_utterance_id(utterance, str(path))
-            rows = "\n".join(_format_rows(frames, decimals))
-            stream.write(f"{utterance}\n{rows}\n.\n".encode())
-    return count
-
-
-def _compressor(file: BinaryIO, suffix: str) -> BinaryIO:
-    """A file that compresses into another, the same bytes for the same content."""
-    if suffix == ".xz":
-        return lzma.LZMAFile(file, "wb", preset=9 | lzma.PRESET_EXTREME)
-    if suffix == ".gz":
-        return gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0)
-    return open(file.fileno(), "wb", closefd=False)
-
-
-def _format_rows(frames: np.ndarray, decimals: int | None) -> Iterable[str]:
-    """A line a frame. Without `decimals` each number is the shortest that reads back as the same float32."""
-    for row in np.asarray(frames, np.float32):
-        if decimals is None:
-            yield " ".join(row.astype(str).tolist())
-        else:
-            yield " ".join([f"{value:.{decimals}f}" for value in row.tolist()])
-
-
-def write_ark(path: str | Path, features: Features) -> int:
-    """Write a binary Kaldi archive of float matrices, and beside it an .scp that points into it.
-
-    Args:
-        path: ends in .ark; stands in the .scp as it is given here, as Kaldi's tools do it.
-        features: utterances and their frames.
-
-    Returns:
-        The number of utterances.
-
-    Raises:
-        InputError: the path holds what an .scp cannot name.
-    """
-    path = Path(path)
-    check_scp_can_name(path)
-    offsets = []
-    with atomic_write(path) as file:
-        for utterance, frames in features:
-            offsets.append((utterance, append_matrix(file, utterance, frames.shape, [frames])))
-        path.with_suffix(".scp").unlink(missing_ok=True)  # an old one would point to the wrong bytes of the new .ark
-    write_scp(path, offsets)
-    return len(offsets)
-
-
-def check_scp_can_name(path: Path) -> None:
-    """Refuse an archive's path that an .scp would misread."""
-    if any(c in str(path) for c in "|[]:\n") or str(path) != str(path).strip():
-        raise InputError(f"{path}: an .scp cannot name this file; choose another name")
-
-
-def append_matrix(
-    file: BinaryIO,
-    utterance: str,
-    shape: tuple[int, int],
-    blocks: Iterable[np.ndarray],
-    span: tuple[float, float] | None = None,
-) -> int:
-    """Append an utterance to a binary archive. Returns where its matrix stands, for the .scp.
-
-    Args:
-        file: the archive, at its end.
-        utterance: its id.
-        shape: (frames, size).
-        blocks: its frames, (some frames, size) each, one after another.
-        span: None for float32; else their lowest and highest number, and 16 bits a number are stored, in equal steps
-            between these (Kaldi's CM2).
-    """
-    check_utterance_id(utterance, "archive")
-    file.write(f"{utterance} ".encode())
-    offset = file.tell()
-    if span is None:
-        file.write(BINARY_MARK + b"FM " + struct.pack("<bibi", 4, shape[0], 4, shape[1]))
-    else:
-        lowest, step = span[0], max(span[1] - span[0], np.finfo(np.float32).tiny) / CM2_STEPS
-        file.write(BINARY_MARK + b"CM2 " + struct.pack("<ffii", lowest, step * CM2_STEPS, *shape))
-    for block in blocks:
-        block = np.ascontiguousarray(block, "<f4")
-        file.write(block if span is None else np.rint((block - lowest) / step).clip(0, CM2_STEPS).astype("<u2"))
-    return offset
-
-
-def write_scp(ark: Path, offsets: Iterable[tuple[str, int]]) -> None:
-    """Write the .scp beside an archive: each utterance, and where its matrix stands."""
-    with atomic_write(ark.with_suffix(".scp")) as file:
-        file.write("".join(f"{utterance} {ark}:{offset}\n" for utterance, offset in offsets).encode())

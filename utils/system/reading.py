@@ -1,0 +1,81 @@
+"""Reading files whose bytes, names and kinds nobody has checked: what cannot be read is an InputError that names it."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from utils.system.errors import InputError, one_line
+
+MAX_FILE_BYTES = 2 << 30  # larger than any utterance or APC checkpoint
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or directory; False for an invalid name, such as one that is too long."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block, which reads a file, into an InputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{one_line(path, 300)} cannot be read: {error.strerror or error}") from error
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        InputError: it is missing, cannot be read, or is a directory, pipe or device (which could block for ever).
+    """
+    path = Path(path)
+    try:
+        with reading(path):
+            return _open_regular(path)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{one_line(repr(str(path)), 120)} is not a file name") from error
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path} is not a file")
+        return path.open("rb")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path} does not exist") from error
+
+
+def read_span(path: str | Path, offset: int, size: int) -> bytes:
+    """Up to `size` bytes of a file from `offset` on; fewer where the file ends."""
+    with reading(path), open_regular(path) as file:
+        return os.pread(file.fileno(), size, offset)
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """A whole file of at most `max_bytes`.
+
+    Raises:
+        InputError: there is no such file, it is larger, it is a directory, pipe or device, or it cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe or device could be read for ever
+            raise InputError(f"{path} is not a file")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(size) if size <= max_bytes else b""
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"{path} is missing") from error
+    except OSError as error:  # no permission, or a disk that fails
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if size > max_bytes:
+        raise InputError(f"{path} is larger than {max_bytes >> 20} MiB: not a file of this project")
+    return content
