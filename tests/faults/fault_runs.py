@@ -155,9 +155,8 @@ def features(directory: Path) -> dict[str, Any]:
     for name in [name for name in found if name.endswith(".pt")]:
         found[name] = Close(load_tensor(directory / name).numpy())
     if (directory / "feats.scp").exists():
-        utterances = list(ArchiveSource([directory / "feats.scp"]).utterances())
-        found |= {utterance.id: Close(utterance.load()) for utterance in utterances}
-        found["order"] = [utterance.id for utterance in utterances]
+        found["order"] = [line.split()[0] for line in (directory / "feats.scp").read_text().splitlines()]
+        found |= {entry.id: Close(entry.load()) for entry in ArchiveSource([directory / "feats.ark"]).utterances()}
     return found
 
 
