@@ -14,24 +14,9 @@ if _utils is not None and Path(__file__).parent not in Path(getattr(_utils, "__f
 from apc_model import APCModel  # noqa: E402
 from load_pretrained_model import load_pretrained  # noqa: E402
 
-dependencies = [
-    "torch",
-    "numpy",
-    "tqdm",
-    "kaldi_native_fbank",
-    "kaldiio",
-    "soundfile",
-    "soxr",
-    "simdjson",
-    "safetensors",
-]
+dependencies = ["torch", "numpy"]
 
 
 def apc(checkpoint: str, **options: Any) -> APCModel:
-    """An APC model in eval mode, from any checkpoint that `load_pretrained` reads.
-
-    Args:
-        checkpoint: the file.
-        options: those of `load_pretrained`: device, residual, time_shift.
-    """
+    """Load an APC model in eval mode; the options are those of `load_pretrained`: device, residual, time_shift."""
     return load_pretrained(checkpoint, **options)

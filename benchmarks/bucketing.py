@@ -40,9 +40,9 @@ class Timed(train_apc.Trainer):
 
 def main() -> None:
     """Print a table, or one JSON object."""
-    options, training = parse_options()
+    args, training = parse_arguments()
     runs = {order: [] for order in ORDERS}
-    for seed in range(options.seeds):
+    for seed in range(args.seeds):
         for order in ORDERS:
             runs[order].append(train([*training, "--seed", str(seed)], order))
     reached = max(history[-1][1] for histories in runs.values() for history in histories)
@@ -57,7 +57,7 @@ def main() -> None:
             for order, histories in runs.items()
         },
     }
-    if options.json:
+    if args.json:
         print(json.dumps(result))
         return
     print(f"{'':14}{'s an epoch':>12}{f's to loss {reached:.4f}':>22}  final losses")
@@ -65,8 +65,8 @@ def main() -> None:
         print(f"{order:14}{row['seconds_an_epoch']:>12}{row['seconds_to_loss']:>22}  {row['final_losses']}")
 
 
-def parse_options() -> tuple[argparse.Namespace, list[str]]:
-    """This script's options, and those it hands on to training."""
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line: this script's options, and those of the training."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, help="Runs of each.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of the table.")
@@ -77,14 +77,14 @@ def train(arguments: list[str], order: str) -> list[tuple[float, float]]:
     """Train once: the seconds spent, and the validation loss, at the end of each epoch."""
     flag = "--bucketing" if order == "bucketed" else "--no-bucketing"
     with tempfile.TemporaryDirectory() as directory:
-        options = train_apc.parse_training_options([*arguments, flag, "--store_path", directory])
-        sets, ranks = train_apc.load_sets(options), train_apc.Ranks(options.device)
-        config = train_apc.make_config(options, sets, ranks)
+        args = train_apc.parse_training_options([*arguments, flag, "--store_path", directory])
+        sets, ranks = train_apc.load_sets(args), train_apc.Ranks(args.device)
+        config = train_apc.make_config(args, sets, ranks)
         with (
             train_apc.StopRequest() as stop,
-            train_apc.Experiment(options.store_path, options.experiment_name, config) as experiment,
+            train_apc.Experiment(args.store_path, args.experiment_name, config) as experiment,
         ):
-            trainer = Timed(options, experiment, sets, ranks)
+            trainer = Timed(args, experiment, sets, ranks)
             trainer.run(stop)
     return trainer.history
 

@@ -58,7 +58,7 @@ class PlainAPC(nn.Module):
         return pad_packed_sequence(rnn(packed)[0], batch_first=True, total_length=inputs.size(1))[0]
 
 
-def parse_options(description: str, seq_len: int, extra: Callable | None = None) -> argparse.Namespace:
+def parse_arguments(description: str, seq_len: int, extra: Callable | None = None) -> argparse.Namespace:
     """The options that every benchmark of the model takes; sets the number of threads and the seed."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seq_len", type=int, default=seq_len, help="Frames of each utterance.")
@@ -75,11 +75,11 @@ def parse_options(description: str, seq_len: int, extra: Callable | None = None)
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)  # this process only measures one variant's memory
     if extra is not None:
         extra(parser)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     reuse_freed_memory()
-    return options
+    return args
 
 
 def with_default_allocation(work: Callable[[], object]) -> Callable[[], object]:
@@ -113,23 +113,23 @@ def make_prepared(directory: Path, lengths: Sequence[int], max_seq_len: int, ran
     save_lengths(directory, named)
 
 
-def make_lengths(options: argparse.Namespace, seq_len: int) -> torch.Tensor:
+def make_lengths(args: argparse.Namespace, seq_len: int) -> torch.Tensor:
     """True frames of each utterance: (batch,)."""
-    shortest = max(2, seq_len // 4) if options.ragged else seq_len
-    return torch.linspace(shortest, seq_len, options.batch_size).long()
+    shortest = max(2, seq_len // 4) if args.ragged else seq_len
+    return torch.linspace(shortest, seq_len, args.batch_size).long()
 
 
-def make_model(options: argparse.Namespace) -> APCModel:
+def make_model(args: argparse.Namespace) -> APCModel:
     """The project's model, with residual connections and without dropout."""
-    config = RNNConfig(MEL_DIM, options.hidden_size, options.num_layers, 0.0, True, options.rnn_type)
+    config = RNNConfig(MEL_DIM, args.hidden_size, args.num_layers, 0.0, True, args.rnn_type)
     return APCModel(MEL_DIM, None, config)
 
 
-def forward_flops_per_frame(options: argparse.Namespace) -> tuple[int, int]:
+def forward_flops_per_frame(args: argparse.Namespace) -> tuple[int, int]:
     """Floating-point operations of the matrix products: of a whole forward, and of its first input projection."""
-    hidden, columns = options.hidden_size, GATES[options.rnn_type] * options.hidden_size
+    hidden, columns = args.hidden_size, GATES[args.rnn_type] * args.hidden_size
     first = 2 * MEL_DIM * columns
-    others = (options.num_layers - 1) * 2 * hidden * columns + options.num_layers * 2 * hidden * columns
+    others = (args.num_layers - 1) * 2 * hidden * columns + args.num_layers * 2 * hidden * columns
     return first + others + 2 * hidden * MEL_DIM, first
 
 
@@ -191,16 +191,16 @@ def peak_memory_mb(variant: str, limit_seconds: float) -> tuple[float, bool]:
     return peak - before, finished
 
 
-def report(options: argparse.Namespace, title: str, columns: Sequence[str], results: dict) -> None:
+def report(args: argparse.Namespace, title: str, columns: Sequence[str], results: dict) -> None:
     """Prints results as JSON, or as a table of one row a variant, its notes below."""
     settings = ("seq_len", "batch_size", "hidden_size", "num_layers", "rnn_type", "ragged", "threads", "repeats")
-    results = {"settings": {name: getattr(options, name) for name in settings}, **results}
-    if options.json:
+    results = {"settings": {name: getattr(args, name) for name in settings}, **results}
+    if args.json:
         print(json.dumps(results))
         return
-    frames = f"{options.seq_len} frames" + (" at most" if options.ragged else "")
-    sizes = f"{options.num_layers} x {options.hidden_size}, {options.rnn_type}, {options.threads} threads"
-    print(f"{title}: {options.batch_size} x {frames}, {sizes}")
+    frames = f"{args.seq_len} frames" + (" at most" if args.ragged else "")
+    sizes = f"{args.num_layers} x {args.hidden_size}, {args.rnn_type}, {args.threads} threads"
+    print(f"{title}: {args.batch_size} x {frames}, {sizes}")
     print(f"large matrix product: {results['ceiling_gflops']:.0f} GFLOP/s")
     print(f"{'':22}" + "".join(f"{column.replace('_', ' '):>20}" for column in columns))
     for name, row in results["variants"].items():

@@ -24,29 +24,29 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     """Print a row an epoch, or one JSON object."""
-    options = parse_options()
+    args = parse_arguments()
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        new = speakers_of(options.data)
-        first = speakers_of(options.first_data) if options.first_data else [options.first or new[0]]
-        new = new if options.first_data else [speaker for speaker in new if speaker not in first]
-        prepare(options.first_data or options.data, first, work / "first")
-        prepare(options.data, new, work / "new")
-        train(options, work, "first", first, options.first_epochs)
-        released = work / f"bs{options.batch_size}-rhl3-rhs{options.hidden_size}-rd0-adam-res-ts{options.time_shift}.pt"
-        shutil.copy(work / f"logs/first.dir/first__epoch_{options.first_epochs}.model", released)
-        scratch = train(options, work, "new", new, options.epochs)
-        continued = train(options, work, "new", new, options.epochs, "--init_from", str(released))
-    if options.json:
+        new = speakers_of(args.data)
+        first = speakers_of(args.first_data) if args.first_data else [args.first or new[0]]
+        new = new if args.first_data else [speaker for speaker in new if speaker not in first]
+        prepare(args.first_data or args.data, first, work / "first")
+        prepare(args.data, new, work / "new")
+        train(args, work, "first", first, args.first_epochs)
+        released = work / f"bs{args.batch_size}-rhl3-rhs{args.hidden_size}-rd0-adam-res-ts{args.time_shift}.pt"
+        shutil.copy(work / f"logs/first.dir/first__epoch_{args.first_epochs}.model", released)
+        scratch = train(args, work, "new", new, args.epochs)
+        continued = train(args, work, "new", new, args.epochs, "--init_from", str(released))
+    if args.json:
         print(json.dumps({"first": first, "new": new, "from_scratch": scratch, "continued": continued}))
         return
-    print(f"first: {', '.join(first)}, {options.first_epochs} epochs; then {', '.join(new)}")
+    print(f"first: {', '.join(first)}, {args.first_epochs} epochs; then {', '.join(new)}")
     print(f"{'epoch':>5}{'from scratch':>14}{'continued':>11}   validation loss on the new data")
     for epoch, losses in enumerate(zip(scratch, continued, strict=True), start=1):
         print(f"{epoch:5}{losses[0]:14.4f}{losses[1]:11.4f}")
 
 
-def parse_options() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="The new corpus: audio/{train,dev}/<speaker>/.")
@@ -78,14 +78,12 @@ def prepare(corpus: Path, speakers: list[str], directory: Path) -> None:
             run("prepare_data.py", "--librispeech_audio", str(audio), "--save_dir", str(out))
 
 
-def train(
-    options: argparse.Namespace, work: Path, name: str, speakers: list[str], epochs: int, *init: str
-) -> list[float]:
+def train(args: argparse.Namespace, work: Path, name: str, speakers: list[str], epochs: int, *init: str) -> list[float]:
     """Train on some speakers; the validation loss after each epoch."""
     arguments = {
         "librispeech_path": work / name, "store_path": work / "logs", "experiment_name": name, "epochs": epochs,
-        "batch_size": options.batch_size, "learning_rate": options.learning_rate, "time_shift": options.time_shift,
-        "rnn_hidden_size": options.hidden_size, "feature_dim": MEL_DIM, "load_data_workers": 1,
+        "batch_size": args.batch_size, "learning_rate": args.learning_rate, "time_shift": args.time_shift,
+        "rnn_hidden_size": args.hidden_size, "feature_dim": MEL_DIM, "load_data_workers": 1,
     }  # fmt: skip
     splits = [f"--{option}_split {' '.join(f'{split}-{speaker}' for speaker in speakers)}".split()
               for option, split in (("train", "train"), ("val", "dev"))]  # fmt: skip

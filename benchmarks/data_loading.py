@@ -25,15 +25,15 @@ ORDERS = ("random order", "bucketed")
 
 def main() -> None:
     """Print a table, or one JSON object."""
-    options = parse_options()
-    torch.set_num_threads(options.threads)
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as directory:
-        if options.data is None:
-            make_data(Path(directory), options)
-        dataset = LibriSpeech(options.data or directory)
-        variants = {f"this project, {n} workers": lambda n=n: ours(dataset, options, n) for n in (0, 1, 2)}
-        variants["plain"] = lambda: plain(dataset, options)
-        seconds = interleaved(variants, options.repeats)
+        if args.data is None:
+            make_data(Path(directory), args)
+        dataset = LibriSpeech(args.data or directory)
+        variants = {f"this project, {n} workers": lambda n=n: ours(dataset, args, n) for n in (0, 1, 2)}
+        variants["plain"] = lambda: plain(dataset, args)
+        seconds = interleaved(variants, args.repeats)
     frames = sum(dataset.lengths)
     result = {
         "utterances": len(dataset),
@@ -46,13 +46,13 @@ def main() -> None:
             }
             for name, value in seconds.items()
         },
-        "padding_share": {name: round(padding_share(dataset, options, name == "bucketed"), 3) for name in ORDERS},
+        "padding_share": {name: round(padding_share(dataset, args, name == "bucketed"), 3) for name in ORDERS},
         "peak_memory_mb": round(memory_mb("VmHWM")),
     }
-    report(result, options.json)
+    report(result, args.json)
 
 
-def parse_options() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="A prepared directory; generated where none is given.")
@@ -65,24 +65,24 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_data(directory: Path, options: argparse.Namespace) -> None:
+def make_data(directory: Path, args: argparse.Namespace) -> None:
     """A prepared directory of random frames with lengths like LibriSpeech's."""
     random = torch.Generator().manual_seed(0)
-    longest, mean = options.seq_len, LIBRISPEECH_MEAN_FRACTION * options.seq_len
-    lengths = (mean + 0.3 * longest * torch.randn(options.utterances, generator=random)).clamp(longest // 8, longest)
+    longest, mean = args.seq_len, LIBRISPEECH_MEAN_FRACTION * args.seq_len
+    lengths = (mean + 0.3 * longest * torch.randn(args.utterances, generator=random)).clamp(longest // 8, longest)
     make_prepared(directory, lengths.int().tolist(), longest, random)
 
 
-def ours(dataset: LibriSpeech, options: argparse.Namespace, num_workers: int) -> None:
+def ours(dataset: LibriSpeech, args: argparse.Namespace, num_workers: int) -> None:
     """An epoch of this project's batches."""
     with BatchReader(num_workers) as reader:
-        for _ in reader.batches(dataset, BatchOrder(dataset.lengths, options.batch_size, seed=0)):
+        for _ in reader.batches(dataset, BatchOrder(dataset.lengths, args.batch_size, seed=0)):
             pass
 
 
-def plain(dataset: LibriSpeech, options: argparse.Namespace) -> None:
+def plain(dataset: LibriSpeech, args: argparse.Namespace) -> None:
     """An epoch of batches read one file at a time and stacked at their full length."""
-    for indices in BatchOrder(dataset.lengths, options.batch_size, seed=0):
+    for indices in BatchOrder(dataset.lengths, args.batch_size, seed=0):
         torch.stack([torch.load(dataset.files[index], weights_only=True) for index in indices])
 
 
@@ -95,9 +95,9 @@ def interleaved(variants: dict[str, Callable[[], None]], repeats: int) -> dict[s
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
-def padding_share(dataset: LibriSpeech, options: argparse.Namespace, bucketing: bool) -> float:
+def padding_share(dataset: LibriSpeech, args: argparse.Namespace, bucketing: bool) -> float:
     """Which share of a trimmed batch's frames is padding."""
-    order = BatchOrder(dataset.lengths, options.batch_size, seed=0, bucketing=bucketing)
+    order = BatchOrder(dataset.lengths, args.batch_size, seed=0, bucketing=bucketing)
     padded = sum(max(dataset.lengths[i] for i in batch) * len(batch) for batch in order)
     return 1 - sum(dataset.lengths) / padded
 

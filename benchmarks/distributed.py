@@ -26,27 +26,27 @@ SHAPES = ((1, 2), (2, 1))  # (processes, threads of each)
 
 def main() -> None:
     """Print a row for each way to use the same cores, or one JSON object."""
-    options = parse_options()
+    args = parse_arguments()
     seconds = {shape: [] for shape in SHAPES}
     with tempfile.TemporaryDirectory() as directory:
-        prepare(Path(directory), options)
-        for _ in range(options.repeats):
+        prepare(Path(directory), args)
+        for _ in range(args.repeats):
             for shape in SHAPES:
-                seconds[shape] += step_seconds(Path(directory), options, *shape)
+                seconds[shape] += step_seconds(Path(directory), args, *shape)
     medians = {shape: statistics.median(values) for shape, values in seconds.items()}
-    if options.json:
+    if args.json:
         print(json.dumps({f"{processes}x{threads}": value for (processes, threads), value in medians.items()}))
         return
-    sizes = f"{options.num_layers} x {options.hidden_size}"
-    print(f"training step of train_apc.py: {options.batch_size} x {options.seq_len} frames, {sizes}")
+    sizes = f"{args.num_layers} x {args.hidden_size}"
+    print(f"training step of train_apc.py: {args.batch_size} x {args.seq_len} frames, {sizes}")
     print(f"{'processes':>9}{'threads of each':>17}{'s a step':>10}{'frames/s':>11}{'times as long':>15}")
-    frames = options.batch_size * options.seq_len
+    frames = args.batch_size * args.seq_len
     for (processes, threads), value in medians.items():
         ratio = value / medians[SHAPES[0]]
         print(f"{processes:9}{threads:17}{value:10.3f}{frames / value:11,.0f}{ratio:15.2f}")
 
 
-def parse_options() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seq_len", type=int, default=400, help="Frames of each utterance.")
@@ -59,21 +59,21 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(directory: Path, options: argparse.Namespace) -> None:
+def prepare(directory: Path, args: argparse.Namespace) -> None:
     """Prepared directories of random frames: enough to train on for all steps, and one utterance to validate on."""
     random = torch.Generator().manual_seed(0)
-    length = options.seq_len + 1  # frames, of which seq_len are predicted
-    for split, count in (("train", options.batch_size * options.steps), ("dev", 1)):
+    length = args.seq_len + 1  # frames, of which seq_len are predicted
+    for split, count in (("train", args.batch_size * args.steps), ("dev", 1)):
         (directory / split).mkdir()
         make_prepared(directory / split, [length] * count, length, random)
 
 
-def step_seconds(directory: Path, options: argparse.Namespace, processes: int, threads: int) -> list[float]:
+def step_seconds(directory: Path, args: argparse.Namespace, processes: int, threads: int) -> list[float]:
     """Seconds of each step of a run but the first."""
     arguments = {
         "librispeech_path": directory, "train_split": "train", "val_split": "dev", "store_path": directory / "logs",
-        "experiment_name": "speed", "epochs": 1, "batch_size": options.batch_size, "load_data_workers": 1,
-        "rnn_hidden_size": options.hidden_size, "rnn_num_layers": options.num_layers, "device": "cpu",
+        "experiment_name": "speed", "epochs": 1, "batch_size": args.batch_size, "load_data_workers": 1,
+        "rnn_hidden_size": args.hidden_size, "rnn_num_layers": args.num_layers, "device": "cpu",
     }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", TRAIN]
     command += [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
@@ -83,7 +83,7 @@ def step_seconds(directory: Path, options: argparse.Namespace, processes: int, t
         raise SystemExit(ran.stderr)
     events = EventAccumulator(str(directory / "logs/speed.dir/speed.tb_log")).Reload()
     speeds = [event.value for event in events.Scalars("step/frames_per_second")]
-    return [options.batch_size * (options.seq_len + 1) / speed for speed in speeds[1:]]
+    return [args.batch_size * (args.seq_len + 1) / speed for speed in speeds[1:]]
 
 
 if __name__ == "__main__":

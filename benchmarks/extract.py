@@ -32,7 +32,7 @@ from common import (
     make_lengths,
     make_model,
     memory_mb,
-    parse_options,
+    parse_arguments,
     peak_memory_mb,
     report,
     report_memory_of,
@@ -49,18 +49,18 @@ MEMORY_LIMIT_SECONDS = 300
 
 
 def main() -> None:
-    options = parse_options(__doc__.splitlines()[0], 1600, add_options)
-    if options.memory_of:
-        report_memory_of(make_extraction(options.memory_of, options))
+    args = parse_arguments(__doc__.splitlines()[0], 1600, add_options)
+    if args.memory_of:
+        report_memory_of(make_extraction(args.memory_of, args))
         return
-    extractions = {name: make_extraction(name, options) for name in (OURS, PACKED, ONE_BY_ONE)}
+    extractions = {name: make_extraction(name, args) for name in (OURS, PACKED, ONE_BY_ONE)}
     ceiling = gemm_ceiling()
-    seconds = interleaved_seconds(extractions, options.repeats)
+    seconds = interleaved_seconds(extractions, args.repeats)
     ceiling = max(ceiling, gemm_ceiling())
-    frames = int(make_lengths(options, options.seq_len).sum())
+    frames = int(make_lengths(args, args.seq_len).sum())
     results = {"ceiling_gflops": ceiling, "variants": {}}
     for name in extractions:
-        gflops = forward_flops_per_frame(options)[0] * frames / seconds[name] / 1e9
+        gflops = forward_flops_per_frame(args)[0] * frames / seconds[name] / 1e9
         results["variants"][name] = {
             "seconds": seconds[name],
             "frames_per_second": frames / seconds[name],
@@ -70,11 +70,11 @@ def main() -> None:
             "peak_memory_mb": peak_memory_mb(name, MEMORY_LIMIT_SECONDS)[0],
             "notes": [],
         }
-    results["real_time_factor"] = {batch: real_time_factor(options, batch) for batch in BATCHES}
-    results["recording"] = {minutes: recording(options, minutes) for minutes in (1, round(60 * options.hours))}
-    results["stream_ms"] = {frames: stream_latency(options, frames) for frames in FRAMES_A_CALL}
-    report(options, "extraction", COLUMNS, results)
-    if not options.json:
+    results["real_time_factor"] = {batch: real_time_factor(args, batch) for batch in BATCHES}
+    results["recording"] = {minutes: recording(args, minutes) for minutes in (1, round(60 * args.hours))}
+    results["stream_ms"] = {frames: stream_latency(args, frames) for frames in FRAMES_A_CALL}
+    report(args, "extraction", COLUMNS, results)
+    if not args.json:
         report_more(results)
 
 
@@ -96,11 +96,11 @@ def report_more(results: dict) -> None:
         )
 
 
-def make_extraction(variant: str, options: argparse.Namespace) -> Callable[[], object]:
+def make_extraction(variant: str, args: argparse.Namespace) -> Callable[[], object]:
     """Returns a function that extracts a batch's features; all variants have the same weights and inputs."""
     torch.manual_seed(0)
-    model, lengths = make_model(options), make_lengths(options, options.seq_len)
-    inputs = torch.randn(options.batch_size, options.seq_len, MEL_DIM)
+    model, lengths = make_model(args), make_lengths(args, args.seq_len)
+    inputs = torch.randn(args.batch_size, args.seq_len, MEL_DIM)
     if variant != OURS:
         model = PlainAPC(model, packed=variant == PACKED)
 
@@ -114,28 +114,28 @@ def make_extraction(variant: str, options: argparse.Namespace) -> Callable[[], o
     return extract if variant == OURS else with_default_allocation(extract)
 
 
-def real_time_factor(options: argparse.Namespace, batch_size: int) -> float:
+def real_time_factor(args: argparse.Namespace, batch_size: int) -> float:
     """Seconds of work for each second of speech, from log-Mel frames in memory to features in memory."""
-    options = argparse.Namespace(**vars(options) | {"batch_size": batch_size})
-    seconds = interleaved_seconds({OURS: make_extraction(OURS, options)}, options.repeats)[OURS]
-    return seconds * FRAMES_PER_SECOND / int(make_lengths(options, options.seq_len).sum())
+    args = argparse.Namespace(**vars(args) | {"batch_size": batch_size})
+    seconds = interleaved_seconds({OURS: make_extraction(OURS, args)}, args.repeats)[OURS]
+    return seconds * FRAMES_PER_SECOND / int(make_lengths(args, args.seq_len).sum())
 
 
-def stream_latency(options: argparse.Namespace, frames: int) -> tuple[float, float]:
+def stream_latency(args: argparse.Namespace, frames: int) -> tuple[float, float]:
     """Milliseconds of a call of `stream` with so many frames, on one core: the median and the 99th percentile."""
-    model, inputs, state = make_model(options).eval(), torch.randn(1, frames, MEL_DIM), None
+    model, inputs, state = make_model(args).eval(), torch.randn(1, frames, MEL_DIM), None
     torch.set_num_threads(1)
     milliseconds = []
     for _ in range(WARM_UP_CALLS + STREAMED_FRAMES // frames):
         start = time.perf_counter()
         _, state = model.stream(inputs, state)
         milliseconds.append(1000 * (time.perf_counter() - start))
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(args.threads)
     median, late = np.percentile(milliseconds[WARM_UP_CALLS:], [50, 99])
     return float(median), float(late)
 
 
-def recording(options: argparse.Namespace, minutes: int) -> tuple[float, float]:
+def recording(args: argparse.Namespace, minutes: int) -> tuple[float, float]:
     """Peak memory in MB and seconds of load_pretrained_model.py, from a WAV file of so many minutes to a .pt file."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -144,10 +144,10 @@ def recording(options: argparse.Namespace, minutes: int) -> tuple[float, float]:
         with soundfile.SoundFile(root / "audio" / "a.wav", "w", SAMPLE_RATE, 1) as file:
             for _ in range(minutes):
                 file.write(noise)
-        torch.save(make_model(options).state_dict(), root / "model.pt")
+        torch.save(make_model(args).state_dict(), root / "model.pt")
         command = [sys.executable, SCRIPT, "--checkpoint", root / "model.pt", "--residual", "--data", root / "audio",
                    "--save_dir", root / "features", "--load_data_workers", "0", "--device", "cpu"]  # fmt: skip
-        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+        environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
         start = time.perf_counter()
         peak = 0.0
         with subprocess.Popen(

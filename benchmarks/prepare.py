@@ -49,25 +49,25 @@ ARK, COPY, AUDIO = "binary .ark: this project", "a copy of the tensors", "audio:
 
 
 def main() -> None:
-    options = parse_options()
+    args = parse_arguments()
     reuse_freed_memory()  # as prepare_data.py does
-    if options.memory_of:
-        report_memory(Path(options.memory_of), options.num_workers)
+    if args.memory_of:
+        report_memory(Path(args.memory_of), args.num_workers)
         return
-    if options.time_of:
+    if args.time_of:
         with contextlib.redirect_stderr(io.StringIO()):
-            seconds = seconds_of(make_variants(Path(options.root), options)[options.time_of])
+            seconds = seconds_of(make_variants(Path(args.root), args)[args.time_of])
         print(seconds)
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        megabytes, seconds_of_audio = make_input(root, options)
-        seconds = median_seconds(root, options)
-        memory = {count: peak_memory(root, count, options) for count in (options.frames, 10 * options.frames)}
-    report(options, seconds, megabytes, seconds_of_audio, memory)
+        megabytes, seconds_of_audio = make_input(root, args)
+        seconds = median_seconds(root, args)
+        memory = {count: peak_memory(root, count, args) for count in (args.frames, 10 * args.frames)}
+    report(args, seconds, megabytes, seconds_of_audio, memory)
 
 
-def parse_options() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -91,25 +91,25 @@ def utterances(count: int, frames: int) -> Iterator[tuple[str, np.ndarray]]:
         yield f"1-1-{i:06d}", noise[start : start + frames]
 
 
-def make_input(root: Path, options: argparse.Namespace) -> tuple[float, int]:
+def make_input(root: Path, args: argparse.Namespace) -> tuple[float, int]:
     """Archives and audio, all in the page cache. Returns the text's megabytes and the audio's seconds."""
-    count = max(1, round(options.megabytes * 1e6 / (options.frames * MEL_DIM * BYTES_PER_NUMBER)))
-    write_blogmel(root / "in.blogmel", utterances(count, options.frames))
-    write_ark(root / "in.ark", utterances(count, options.frames))
+    count = max(1, round(args.megabytes * 1e6 / (args.frames * MEL_DIM * BYTES_PER_NUMBER)))
+    write_blogmel(root / "in.blogmel", utterances(count, args.frames))
+    write_ark(root / "in.ark", utterances(count, args.frames))
     speech = np.concatenate([soundfile.read(path)[0] for path in sorted(SAMPLE.rglob("*.flac"))])
     (root / "audio").mkdir()
-    for i in range(options.audio_files):
+    for i in range(args.audio_files):
         samples = np.roll(speech, 997 * i)[: AUDIO_SECONDS * SAMPLE_RATE]
         soundfile.write(root / "audio" / f"{i % 10}-1-{i:06d}.flac", samples, SAMPLE_RATE)
-    return (root / "in.blogmel").stat().st_size / 1e6, options.audio_files * AUDIO_SECONDS
+    return (root / "in.blogmel").stat().st_size / 1e6, args.audio_files * AUDIO_SECONDS
 
 
-def median_seconds(root: Path, options: argparse.Namespace) -> dict[str, float]:
+def median_seconds(root: Path, args: argparse.Namespace) -> dict[str, float]:
     """Median seconds of each variant, in turns, each time in a new process and on a disk that has nothing to do."""
-    prepare(ArchiveSource([root / "in.ark"]), root / "reference", PrepareOptions(MAX_SEQ_LEN, options.num_workers))
-    seconds = {name: [] for name in make_variants(root, options)}
-    settings = ["--num_workers", str(options.num_workers), "--root", str(root)]
-    for _ in range(options.repeats):
+    prepare(ArchiveSource([root / "in.ark"]), root / "reference", PrepareOptions(MAX_SEQ_LEN, args.num_workers))
+    seconds = {name: [] for name in make_variants(root, args)}
+    settings = ["--num_workers", str(args.num_workers), "--root", str(root)]
+    for _ in range(args.repeats):
         for name, values in seconds.items():
             os.sync()
             command = [sys.executable, __file__, "--time_of", name, *settings]
@@ -118,12 +118,12 @@ def median_seconds(root: Path, options: argparse.Namespace) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def make_variants(root: Path, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
+def make_variants(root: Path, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """Each variant's work, from input to files."""
     output = root / "output"
 
     def ours(source: ArchiveSource | AudioSource, norm: str = "none") -> None:
-        prepare(source, output, PrepareOptions(MAX_SEQ_LEN, options.num_workers, norm=norm))
+        prepare(source, output, PrepareOptions(MAX_SEQ_LEN, args.num_workers, norm=norm))
 
     def copy() -> None:
         """As much as any input must write."""
@@ -137,7 +137,7 @@ def make_variants(root: Path, options: argparse.Namespace) -> dict[str, Callable
     return {
         OURS: lambda: ours(ArchiveSource([root / "in.blogmel"])),
         PIPELINE: lambda: plain_pipeline(root / "in.blogmel", output),
-        PARSING: lambda: parse(root / "in.blogmel", options.num_workers),
+        PARSING: lambda: parse(root / "in.blogmel", args.num_workers),
         FLOAT_LOOP: lambda: plain_pipeline(root / "in.blogmel", None),
         ARK: lambda: ours(ArchiveSource([root / "in.ark"])),
         COPY: copy,
@@ -172,35 +172,35 @@ def plain_pipeline(archive: Path, save_dir: Path | None) -> None:
                 torch.save(padded, save_dir / f"{name}.pt")
 
 
-def peak_memory(root: Path, count: int, options: argparse.Namespace) -> float:
+def peak_memory(root: Path, count: int, args: argparse.Namespace) -> float:
     """MB of all processes together, preparing so many short utterances with statistics per speaker."""
     archive = root / f"{count}.ark"
     write_ark(archive, utterances(count, 100))
-    command = [sys.executable, __file__, "--memory_of", str(archive), "--num_workers", str(options.num_workers)]
+    command = [sys.executable, __file__, "--memory_of", str(archive), "--num_workers", str(args.num_workers)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def report_memory(archive: Path, num_workers: int) -> None:
     """In a process of its own: prints its peak, and that of its largest worker as often as there are workers."""
-    options = PrepareOptions(100, num_workers, norm="speaker")
-    prepare(ArchiveSource([archive]), archive.with_suffix(".prepared"), options)
+    args = PrepareOptions(100, num_workers, norm="speaker")
+    prepare(ArchiveSource([archive]), archive.with_suffix(".prepared"), args)
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(memory_mb("VmHWM") + num_workers * workers)
 
 
 def report(
-    options: argparse.Namespace,
+    args: argparse.Namespace,
     seconds: dict[str, float],
     megabytes: float,
     seconds_of_audio: int,
     memory: dict[int, float],
 ) -> None:
     """Print a table, or one JSON object."""
-    cores = max(1, min(options.num_workers, os.cpu_count() or 1))
+    cores = max(1, min(args.num_workers, os.cpu_count() or 1))
     real_time = seconds_of_audio / seconds[AUDIO] / cores
     results = {
         "text_megabytes": megabytes,
-        "num_workers": options.num_workers,
+        "num_workers": args.num_workers,
         "seconds": seconds,
         "text_megabytes_per_second": {name: megabytes / seconds[name] for name in TEXT},
         "text_against_plain_pipeline": seconds[PIPELINE] / seconds[OURS],
@@ -211,10 +211,10 @@ def report(
         "audio_times_real_time_per_core": real_time,
         "peak_memory_mb": memory,
     }
-    if options.json:
+    if args.json:
         print(json.dumps(results))
         return
-    print(f"{megabytes:.0f} MB of text, {options.num_workers} workers")
+    print(f"{megabytes:.0f} MB of text, {args.num_workers} workers")
     for name, value in seconds.items():
         speed = f"{megabytes / value:8.0f} MB/s of text" if name != AUDIO else f"{real_time:8.0f} x real time per core"
         print(f"{name:28}{value:8.2f} s  {speed}")

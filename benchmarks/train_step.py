@@ -22,7 +22,7 @@ from common import (
     interleaved_seconds,
     make_lengths,
     make_model,
-    parse_options,
+    parse_arguments,
     peak_memory_mb,
     report,
     report_memory_of,
@@ -39,33 +39,33 @@ COLUMNS = ("seconds", "frames_per_second", "times_slower", "share_of_ceiling", "
 
 
 def main() -> None:
-    options = parse_options(__doc__.splitlines()[0], 400, add_options)
-    if options.memory_of:
-        report_memory_of(make_step(options.memory_of, options, options.seq_len))
+    args = parse_arguments(__doc__.splitlines()[0], 400, add_options)
+    if args.memory_of:
+        report_memory_of(make_step(args.memory_of, args, args.seq_len))
         return
-    steps = {name: make_step(name, options, options.seq_len) for name in (OURS, PADDED)}
+    steps = {name: make_step(name, args, args.seq_len) for name in (OURS, PADDED)}
     losses = {name: step() for name, step in steps.items()}
-    packed_seconds, note = measure_packed(options)
+    packed_seconds, note = measure_packed(args)
     notes = {OURS: [], PADDED: ["true lengths are not used"], PACKED: [note]}
-    if "extrapolated" not in note and packed_seconds * options.repeats <= options.plain_budget:
-        steps[PACKED] = make_step(PACKED, options, options.seq_len)
+    if "extrapolated" not in note and packed_seconds * args.repeats <= args.plain_budget:
+        steps[PACKED] = make_step(PACKED, args, args.seq_len)
         losses[PACKED] = steps[PACKED]()
         notes[PACKED] = []
     ceiling = gemm_ceiling()
-    seconds = {PACKED: packed_seconds, **interleaved_seconds(steps, options.repeats)}
+    seconds = {PACKED: packed_seconds, **interleaved_seconds(steps, args.repeats)}
     ceiling = max(ceiling, gemm_ceiling())
     results = {"ceiling_gflops": ceiling, "variants": {}}
     for name in (OURS, PADDED, PACKED):
-        memory, finished = peak_memory_mb(name, options.plain_budget)
+        memory, finished = peak_memory_mb(name, args.plain_budget)
         if not finished:
             notes[name].append("stopped at --plain_budget while its memory was measured: the peak is at least this")
         results["variants"][name] = {
-            **speeds(seconds[name], seconds[OURS], ceiling, options),
+            **speeds(seconds[name], seconds[OURS], ceiling, args),
             "peak_memory_mb": memory,
             "loss": losses.get(name),
             "notes": notes[name],
         }
-    report(options, "training step", COLUMNS, results)
+    report(args, "training step", COLUMNS, results)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -74,12 +74,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_step(variant: str, options: argparse.Namespace, seq_len: int) -> Callable[[], float]:
+def make_step(variant: str, args: argparse.Namespace, seq_len: int) -> Callable[[], float]:
     """Returns a function that does one training step and gives its loss; all variants start alike."""
     torch.manual_seed(0)
-    model = make_model(options)
-    inputs = torch.randn(options.batch_size, seq_len, MEL_DIM)
-    lengths = make_lengths(options, seq_len)  # (batch,)
+    model = make_model(args)
+    inputs = torch.randn(args.batch_size, seq_len, MEL_DIM)
+    lengths = make_lengths(args, seq_len)  # (batch,)
     is_target = torch.arange(seq_len - TIME_SHIFT)[None, :] < (lengths - TIME_SHIFT)[:, None]
     if variant != OURS:
         model = PlainAPC(model, packed=variant == PACKED)
@@ -91,7 +91,7 @@ def make_step(variant: str, options: argparse.Namespace, seq_len: int) -> Callab
             loss = apc_loss(model, inputs, lengths, TIME_SHIFT)
         else:
             predicted, _ = model(inputs[:, :-TIME_SHIFT], lengths - TIME_SHIFT)
-            if variant == PACKED and options.ragged:
+            if variant == PACKED and args.ragged:
                 loss = nn.functional.l1_loss(predicted[is_target], inputs[:, TIME_SHIFT:][is_target])
             else:
                 loss = nn.functional.l1_loss(predicted, inputs[:, TIME_SHIFT:])
@@ -122,18 +122,18 @@ class SliceGradients(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def measure_packed(options: argparse.Namespace) -> tuple[float, str]:
+def measure_packed(args: argparse.Namespace) -> tuple[float, str]:
     """Returns seconds of one step of the packed variant at --seq_len, and how they were found."""
     counts = []
     for seq_len in (16, 32):  # frames
         with SliceGradients() as slices:
-            make_step(PACKED, options, seq_len)()
+            make_step(PACKED, args, seq_len)()
         counts.append(slices.count)
-    total = counts[0] + (counts[1] - counts[0]) * (options.seq_len - 16) // 16
-    step = make_step(PACKED, options, options.seq_len)
+    total = counts[0] + (counts[1] - counts[0]) * (args.seq_len - 16) // 16
+    step = make_step(PACKED, args, args.seq_len)
     start = time.perf_counter()
     try:
-        with SliceGradients(options.plain_budget) as slices:
+        with SliceGradients(args.plain_budget) as slices:
             step()
         return time.perf_counter() - start, "one run"
     except TimeoutError:
@@ -141,10 +141,10 @@ def measure_packed(options: argparse.Namespace) -> tuple[float, str]:
         return seconds, f"extrapolated from its forward and the first {slices.count / total:.1%} of its backward"
 
 
-def speeds(seconds: float, our_seconds: float, ceiling: float, options: argparse.Namespace) -> dict[str, float]:
+def speeds(seconds: float, our_seconds: float, ceiling: float, args: argparse.Namespace) -> dict[str, float]:
     """A backward has twice the products of a forward, less the gradient of the first layer's input."""
-    forward, first = forward_flops_per_frame(options)
-    frames = int((make_lengths(options, options.seq_len) - TIME_SHIFT).sum())
+    forward, first = forward_flops_per_frame(args)
+    frames = int((make_lengths(args, args.seq_len) - TIME_SHIFT).sum())
     gflops = (3 * forward - first) * frames / seconds / 1e9
     return {
         "seconds": seconds,

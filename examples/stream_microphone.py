@@ -1,10 +1,10 @@
-"""Follow speech live: samples in, APC features out, frame by frame.
+"""Compute APC features of live speech, frame by frame.
 
     arecord -q -t raw -f S16_LE -c 1 -r 16000 | python examples/stream_microphone.py --checkpoint C --norm_from N
     python examples/stream_microphone.py --checkpoint C --norm_from N --wav speech.wav
 
 The first listens to a microphone (any program that writes 16 kHz mono 16-bit samples will do; Ctrl-C ends it), the
-second plays a file as if live. N is the normalization.json of the data that the model was trained on; made with
+second plays a file in real time. N is the normalization.json of the data that the model was trained on; made with
 `prepare_data.py --norm global` it fits any speaker.
 """
 
@@ -38,37 +38,31 @@ SAMPLES_PER_MS = SAMPLE_RATE // 1000
 
 
 def file_pieces(path: Path, channel: int | None, piece_samples: int, realtime: bool) -> Iterator[np.ndarray]:
-    """A file's samples (samples,) in small pieces, each no earlier than a microphone would give it."""
-    start, given = time.perf_counter(), 0
+    """A file's samples (samples,) in small pieces, with `realtime` no earlier than from a microphone."""
+    start, played = time.perf_counter(), 0
     for block in waveform_blocks(path, channel, resample=True):
         for piece in np.split(block, range(piece_samples, len(block), piece_samples)):
-            given += len(piece)
+            played += len(piece)
             if realtime:
-                time.sleep(max(0.0, start + given / SAMPLE_RATE - time.perf_counter()))
+                time.sleep(max(0.0, start + played / SAMPLE_RATE - time.perf_counter()))
             yield piece
 
 
 def stdin_pieces(piece_samples: int) -> Iterator[np.ndarray]:
-    """Samples (samples,) int16 from stdin, as they come."""
+    """Samples (samples,) int16 from stdin, as they arrive."""
     while piece := sys.stdin.buffer.read(piece_samples * SAMPLE_BYTES):
         yield np.frombuffer(piece[: len(piece) // SAMPLE_BYTES * SAMPLE_BYTES], "<i2")
 
 
 class Listener:
-    """From samples to features.
-
-    Args:
-        model: in eval mode.
-        normalizer: how log-Mel frames are scaled.
-        speaker: who speaks, where there are statistics for each speaker.
-    """
+    """Computes features from samples by a model in eval mode, normalised as for a speaker."""
 
     def __init__(self, model: APCModel, normalizer: Normalizer, speaker: str = "") -> None:
         self._model, self._normalizer, self._speaker = model, normalizer, speaker
         self._log_mel, self._state = OnlineLogMel(), None
 
-    def hear(self, samples: np.ndarray) -> torch.Tensor | None:
-        """The features (num_layers, frames, hidden_size) of the frames that these samples complete, if any."""
+    def accept(self, samples: np.ndarray) -> torch.Tensor | None:
+        """The features (num_layers, frames, hidden_size) of the frames that these samples complete, or None."""
         frames = self._log_mel.accept(samples)  # (frames, 80)
         if len(frames) == 0:
             return None
@@ -78,17 +72,16 @@ class Listener:
 
 
 def follow(listener: Listener, pieces: Iterator[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Listen to the end, or until a signal comes.
+    """Listen until the pieces end or a signal comes.
 
     Returns:
-        The last layer's features, a piece (frames, hidden_size) after another; and the milliseconds from the moment
-        that a piece's samples were there to its features, (pieces with features,).
+        The last layer's features, each (frames, hidden_size), and the latency of each in ms, (pieces with features,).
     """
     features, latencies = [], []
     with StopRequest() as stop:
         for samples in pieces:
             start = time.perf_counter()
-            feats = listener.hear(samples)
+            feats = listener.accept(samples)
             if feats is not None:
                 latencies.append((time.perf_counter() - start) * 1000)
                 features.append(feats[-1].numpy())
@@ -98,17 +91,17 @@ def follow(listener: Listener, pieces: Iterator[np.ndarray]) -> tuple[list[np.nd
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="C", help="Any that load_pretrained reads.")
-    add("--wav", type=Path, metavar="FILE", help="Play this audio file as if live, instead of reading stdin.")
+    add("--wav", type=Path, metavar="FILE", help="Play this audio file instead of reading stdin.")
     add("--channel", type=natural, metavar="I", help="Take this channel of a file with several, counted from 0.")
     add("--norm_from", type=Path, metavar="N", help="Scale frames by this normalization.json.")
-    add("--speaker", default="", help="Whose mean and variance in it to take, where it has one for each speaker.")
-    add("--piece_ms", type=positive, default=10, metavar="MS", help="Hand over so many milliseconds at a time.")
-    add("--realtime", action=argparse.BooleanOptionalAction, default=True,
-        help="Wait for a file's samples as for a microphone's, or take them as fast as can be.")  # fmt: skip
+    add("--speaker", default="", help="Scale by the mean and variance of this speaker, where it has several.")
+    add("--piece_ms", type=positive, default=10, metavar="MS", help="Length of a piece of samples.")
+    help = "Play a file in real time, or as fast as possible."
+    add("--realtime", action=argparse.BooleanOptionalAction, default=True, help=help)
     add("--threads", type=positive, default=1, help="Number of CPU threads.")
     add("--save", type=Path, metavar="FILE", help="Write the last layer's features, (frames, size), to this .npy file.")
     add_residual_option(parser)
@@ -116,21 +109,21 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def make_listener(args: argparse.Namespace, model: APCModel) -> Listener:
-    """A listener that has been warmed up, or an InputError where it could not hear."""
+    """A listener that is warmed up. Raises InputError where the model or the normalisation does not fit live audio."""
     if model.mel_dim != NUM_MEL_BINS:
         raise InputError(f"the model reads frames of {model.mel_dim}, but log-Mel frames have {NUM_MEL_BINS}")
     normalizer = Normalizer.load(args.norm_from) if args.norm_from else Normalizer("none")
     if normalizer.mode == "utterance":
-        raise InputError(f"{args.norm_from}: an utterance's own mean and variance are not known before it ends; "
-                         "train on --norm global")  # fmt: skip
+        reason = "an utterance's own mean and variance are not known before it ends; train on --norm global"
+        raise InputError(reason, args.norm_from)
     if normalizer.mode == "speaker":
         normalizer.statistics_of(args.speaker)
-    Listener(model, Normalizer("none")).hear(np.zeros(SAMPLE_RATE // 10, np.int16))
+    Listener(model, Normalizer("none")).accept(np.zeros(SAMPLE_RATE // 10, np.int16))
     return Listener(model, normalizer, args.speaker)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Listen, and report how long it took."""
+    """Listen, and print the latency."""
     args = parse_arguments(arguments)
     if args.save:
         make_way_for(args.save, args.wav)
@@ -138,21 +131,21 @@ def main(arguments: list[str] | None = None) -> None:
     model = load_pretrained(args.checkpoint, residual=args.residual)
     print(f"{args.checkpoint}: {describe(model)}")
     if not args.norm_from:
-        print("frames are not normalised (--norm_from): right only for a model that was trained on such frames")
+        print("frames are not normalised (--norm_from), which fits only a model that was trained on such frames")
     listener, piece_samples = make_listener(args, model), args.piece_ms * SAMPLES_PER_MS
-    pieces = (
-        file_pieces(args.wav, args.channel, piece_samples, args.realtime) if args.wav else stdin_pieces(piece_samples)
-    )
+    pieces = stdin_pieces(piece_samples)
+    if args.wav:
+        pieces = file_pieces(args.wav, args.channel, piece_samples, args.realtime)
     features, latencies = follow(listener, pieces)
     if not features:
-        raise InputError("not one frame: less than 25 ms of sound")
+        raise InputError("less than 25 ms of audio, which is one frame")
     frames = sum(map(len, features))
     if args.save:
         with atomic_write(args.save) as file:
             np.save(file, np.concatenate(features))
     median, late = np.percentile(latencies, [50, 99])
-    print(f"{frames} frames, {args.piece_ms} ms at a time: latency {median:.2f} ms (median), {late:.2f} ms (99th "
-          f"percentile); {latencies.sum() / frames:.2f} ms of work for each frame of 10 ms")  # fmt: skip
+    latency, per_frame = f"{median:.2f} ms (median), {late:.2f} ms (99th percentile)", latencies.sum() / frames
+    print(f"{frames} frames, {args.piece_ms} ms at a time: latency {latency}; {per_frame:.2f} ms of work per frame")
 
 
 if __name__ == "__main__":

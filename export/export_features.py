@@ -1,4 +1,4 @@
-"""Hand features to other tools: a prepared directory, or extracted features, as a .blogmel or a Kaldi archive.
+"""Convert a prepared directory, or extracted features, into a .blogmel or a Kaldi archive.
 
 python export/export_features.py --data librispeech_data/preprocessed/dev-clean --save dev-clean.ark
 """
@@ -25,14 +25,14 @@ MAX_DECIMALS = 149  # of a float32: the smallest is 2 ** -149
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="Read this directory of .pt files and lengths.pkl.")
-    add("--save", type=Path, required=True, metavar="FILE",
-        help="Write this file over any that is there: .blogmel (also .xz, .gz), or .ark with an .scp.")  # fmt: skip
-    add("--decimals", type=int, metavar="N",
-        help="Round the numbers of a .blogmel to this many decimals; by default they are exact.")  # fmt: skip
+    help = "Write or replace this file: .blogmel (also .xz, .gz), or .ark with an .scp."
+    add("--save", type=Path, required=True, metavar="FILE", help=help)
+    help = "Round the numbers of a .blogmel to this many decimals; by default they are exact."
+    add("--decimals", type=int, metavar="N", help=help)
     args = parser.parse_args(arguments)
     if args.save.name.startswith(".") or not args.save.name.endswith((*BLOGMEL_SUFFIXES, ".ark")):
         parser.error(f"--save must be a name that ends in .ark or one of {', '.join(BLOGMEL_SUFFIXES)}")
@@ -42,11 +42,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def read_features(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Each utterance's id and true frames, (frames, size) float32, in the order of lengths.pkl.
-
-    Raises:
-        InputError: a file is missing, damaged, shorter than its length says, or not finite.
-    """
+    """Each utterance's id and true frames, (frames, size) float32, in the order of lengths.pkl."""
     lengths = load_lengths(directory)
     for utterance, length in tqdm(lengths.items(), unit=" utterances", disable=None):
         yield utterance, load_utterance(directory / f"{utterance}{TENSOR_SUFFIX}", length)[:length].numpy()
@@ -56,10 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Write one archive."""
     args = parse_arguments(arguments)
     make_way_for(args.save)
-    if args.save.suffix == ".ark":
-        count = write_ark(args.save, read_features(args.data))
-    else:
-        count = write_blogmel(args.save, read_features(args.data), args.decimals)
+    features = read_features(args.data)
+    is_ark = args.save.suffix == ".ark"
+    count = write_ark(args.save, features) if is_ark else write_blogmel(args.save, features, args.decimals)
     print(f"{args.save}: {count} utterances")
 
 

@@ -1,14 +1,14 @@
-"""Hand an APC feature extractor to other runtimes.
+"""Export an APC feature extractor to other runtimes.
 
     python export/export_model.py --checkpoint logs/foo.dir/foo__epoch_100.model --save apc.onnx
     python export/export_model.py --checkpoint bs32-rhl3-rhs512-rd0-adam-res-ts3.pt --save apc.safetensors
 
-The ending says what is written:
+The suffix of --save is the format:
 
     .onnx         ONNX, for onnxruntime and others: inputs `frames` float32 (batch, seq_len, mel_dim) and `lengths`
                   int64 (batch,), any batch and length; output `feats` float32 (num_layers, batch, seq_len, hidden_size)
     .torchscript  the same function as TorchScript, for LibTorch: torch.jit.load(file)(frames, lengths)
-    .safetensors  the weights, with what they do not show as metadata: load_pretrained reads it
+    .safetensors  the weights, with the configuration as metadata, for load_pretrained and others
 """
 
 import sys
@@ -22,9 +22,7 @@ import argparse
 import io
 import json
 import warnings
-from collections.abc import Callable
 
-import safetensors.torch
 import torch
 
 from apc_model import APCModel
@@ -35,13 +33,13 @@ from utils.system.files import atomic_write, make_way_for
 from utils.training.checkpoints import CONFIG_KEY, describe_config
 
 OPSET = 18
-EXAMPLE_BATCH, EXAMPLE_FRAMES = 2, 5  # of the inputs that the exporters follow
+EXAMPLE_BATCH, EXAMPLE_FRAMES = 2, 5  # of the inputs for tracing
 
 
 class FeatureExtractor(torch.nn.Module):
-    """The features of a padded batch, without packing, which other runtimes do not know.
+    """The features of a padded batch, computed without packing, which other runtimes lack.
 
-    A recurrent layer that runs forward never lets padding at the end change a true frame, so it may run over it.
+    Padding at the end never changes a true frame, because the recurrent layers are unidirectional.
     """
 
     def __init__(self, model: APCModel) -> None:
@@ -49,14 +47,14 @@ class FeatureExtractor(torch.nn.Module):
         self.model = model
 
     def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Features of every layer, zero on padding, the prenet's too.
+        """Features of every layer (with a prenet, its output first), zero on padding.
 
         Args:
             frames: float32 (batch, seq_len, mel_dim), padded at the end.
-            lengths: int64 (batch,), true frames, in any order.
+            lengths: int64 (batch,), in frames, in any order.
 
         Returns:
-            (num_layers, batch, seq_len, hidden_size), with a prenet one more.
+            (num_layers, batch, seq_len, hidden_size)
         """
         feats = self.model.padded_feats(frames)
         is_true = torch.arange(frames.size(1), device=frames.device) < lengths.unsqueeze(1)  # (batch, seq_len)
@@ -69,25 +67,19 @@ def _example(model: APCModel) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def to_onnx(model: APCModel) -> bytes:
-    """The feature extractor as ONNX. The recurrent layers become ONNX's own GRU and LSTM.
-
-    Raises:
-        InputError: the package that it takes is not installed.
-    """
+    """The feature extractor as ONNX, with its GRU and LSTM operators. Raises InputError where onnx is not installed."""
     try:
         import onnx  # noqa: F401
     except ImportError as error:
-        raise InputError("an .onnx file takes the package onnx: pip install onnx") from error
+        raise InputError("an .onnx file requires the package onnx: pip install onnx") from error
     stream = io.BytesIO()
+    names = {"input_names": ["frames", "lengths"], "output_names": ["feats"]}
+    axes = {"frames": {0: "batch", 1: "seq_len"}, "lengths": {0: "batch"}, "feats": {1: "batch", 2: "seq_len"}}
+    options = {"dynamo": False, "opset_version": OPSET, **names, "dynamic_axes": axes}
     with warnings.catch_warnings():
-        # torch.export, on which the newer exporter rests, writes out a recurrent layer for one fixed length
+        # The newer exporter, based on torch.export, unrolls a recurrent layer for one fixed length
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            FeatureExtractor(model).eval(), _example(model), stream, dynamo=False, opset_version=OPSET,
-            input_names=["frames", "lengths"], output_names=["feats"],
-            dynamic_axes={"frames": {0: "batch", 1: "seq_len"}, "lengths": {0: "batch"},
-                          "feats": {1: "batch", 2: "seq_len"}},
-        )  # fmt: skip
+        torch.onnx.export(FeatureExtractor(model).eval(), _example(model), stream, **options)
     return stream.getvalue()
 
 
@@ -95,31 +87,29 @@ def to_torchscript(model: APCModel) -> bytes:
     """The feature extractor as TorchScript."""
     stream = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # that torch.export is newer: it writes a recurrent layer for one length
+        warnings.simplefilter("ignore")  # to use torch.export, see above
         torch.jit.save(torch.jit.trace(FeatureExtractor(model).eval(), _example(model)), stream)
     return stream.getvalue()
 
 
 def to_safetensors(model: APCModel) -> bytes:
-    """The weights under the released names, and the model's configuration as metadata."""
+    """The weights under the released names, with the model's configuration as metadata."""
+    import safetensors.torch
+
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
     return safetensors.torch.save(weights, {"format": "pt", CONFIG_KEY: json.dumps(describe_config(model))})
 
 
-EXPORTS: dict[str, Callable[[APCModel], bytes]] = {
-    ".onnx": to_onnx,
-    ".torchscript": to_torchscript,
-    ".safetensors": to_safetensors,
-}
+EXPORTS = {".onnx": to_onnx, ".torchscript": to_torchscript, ".safetensors": to_safetensors}
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="Any that load_pretrained reads.")
-    add("--save", type=Path, required=True, metavar="FILE",
-        help=f"Write this file over any that is there; ends in {', '.join(EXPORTS)}.")  # fmt: skip
+    help = f"Write or replace this file; its suffix is {', '.join(EXPORTS)}."
+    add("--save", type=Path, required=True, metavar="FILE", help=help)
     add_residual_option(parser)
     args = parser.parse_args(arguments)
     if args.save.suffix not in EXPORTS:

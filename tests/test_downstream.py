@@ -119,7 +119,7 @@ def test_what_a_probe_cannot_do_is_said_before_the_work(corpus, tmp_path):
 
 def test_one_seed_tells_no_deviation_and_is_refused(corpus, capsys):
     with pytest.raises(SystemExit):
-        run_all.parse_options(["--data", str(corpus), "--seeds", "1"])
+        run_all.parse_arguments(["--data", str(corpus), "--seeds", "1"])
     assert "--seeds must be 2 at least" in capsys.readouterr().err
 
 
@@ -151,6 +151,20 @@ def test_a_set_without_labels_is_one_line(corpus, tmp_path):
         InputError, match=r"other\.ctm has no label for the 12 utterances of .*train, such as ann_train0"
     ):
         phone_classification.main(arguments(corpus, tmp_path, "--labels", labels))
+
+
+def test_what_of_a_corpus_cannot_be_read_is_skipped_or_stops_and_is_reported(corpus, tmp_path, capsys):
+    odd = tmp_path / "odd"
+    shutil.copytree(corpus, odd)
+    (odd / "audio/train/ann/bad.wav").write_bytes(b"RIFF")
+    (odd / "audio/dev/bob/other.m4a").touch()
+    with pytest.raises(InputError, match=r"bad\.wav: utterance bad"):
+        speaker_verification.main(arguments(odd, tmp_path))
+    speaker_verification.main(arguments(odd, tmp_path, "--on_error", "skip"))
+    assert results(tmp_path)["log Mel"]["lda"] == 0
+    printed = capsys.readouterr().out
+    assert f"train: 1 utterances skipped: {tmp_path / 'out/prepared/train/skipped.txt'} lists them" in printed
+    assert printed.count("dev: 1 files not read: 1 .m4a") == 1
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +221,7 @@ def test_other_options_are_not_mixed_with_results_that_are_there(whole):
 
 
 def test_a_random_network_is_decided_by_its_seed_alone():
-    config = run_all.rnn_config(run_all.parse_options(["--data", ".", "--quick"]), 80)
+    config = run_all.rnn_config(run_all.parse_arguments(["--data", ".", "--quick"]), 80)
     first, again, other = (run_all.random_model(config, seed).postnet.layer.weight for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 

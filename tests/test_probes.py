@@ -7,7 +7,7 @@ import torch
 from downstream.probing.features import stack_context
 from downstream.probing.probes import CLASSIFIERS, Labelled, ProbeOptions, train_probe
 from downstream.probing.scoring import equal_error_rate, error_by_phone, score_phones
-from downstream.speaker_verification import Trials, cosine_scores, make_trials, read_trials
+from downstream.probing.speakers import Trials, cosine_scores, make_trials, read_trials
 from utils.system.errors import InputError
 
 CLASSES = 4

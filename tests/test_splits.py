@@ -28,7 +28,7 @@ def audio(tmp_path):
 
 def ids(splits):
     """The utterance ids of each set."""
-    return {name: {u.utterance for u in splits.sources[name].utterances()} for name in SETS}
+    return {name: {u.id for u in splits.sources[name].utterances()} for name in SETS}
 
 
 def test_the_directories_are_the_sets_and_the_folders_the_speakers(audio):

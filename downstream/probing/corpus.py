@@ -15,28 +15,24 @@ from downstream.probing.features import FeatureSets, Utterances, log_mel_feature
 from downstream.probing.labels import PhoneLabels, read_labels
 from downstream.probing.splits import SETS, TRAIN, Splits, find_splits
 from load_pretrained_model import load_pretrained
+from utils.corpus.output_directory import SKIPPED_FILE
 from utils.corpus.preparation import PrepareOptions, prepare
 from utils.corpus.scaling import Scaling
+from utils.corpus.sources import closing_lines
 from utils.corpus.speakers import BY_MAP, Speakers
 from utils.features.extraction import ALL_LAYERS, MEAN_OF_LAYERS, pick_layers
 from utils.system.device import pick_device
 from utils.system.errors import InputError
+from utils.system.memory import reuse_freed_memory
 
 
 class Corpus(NamedTuple):
-    """A corpus in memory.
+    """A corpus in memory."""
 
-    Attributes:
-        prepared: the directory that holds the prepared directories train, dev and test.
-        sets: the utterances of each.
-        labels: the phones.
-        speakers: who speaks in each utterance.
-    """
-
-    prepared: Path
-    sets: dict[str, Utterances]
+    prepared: Path  # holds the prepared directories train, dev and test
+    sets: dict[str, Utterances]  # 'train', 'dev' and 'test'
     labels: PhoneLabels
-    speakers: dict[str, str]
+    speakers: dict[str, str]  # by utterance id
 
     def speakers_of(self, name: str) -> list[str]:
         """The speaker of each utterance of a set."""
@@ -52,47 +48,46 @@ class Corpus(NamedTuple):
         return [dict(zip(self.sets, of_layer, strict=True)) for of_layer in zip(*by_set, strict=True)]
 
 
-def load_corpus(options: argparse.Namespace, save_dir: Path) -> Corpus:
-    """Prepare what is not prepared yet below save_dir/prepared, and read it.
+def load_corpus(args: argparse.Namespace) -> Corpus:
+    """Prepare what is not yet prepared below save_dir/prepared, and read it.
 
     Raises:
         InputError: audio or labels are missing or damaged, or save_dir is another corpus's.
         Stopped: a signal came; the same call continues.
     """
-    splits = find_splits(options.data / "audio", options.held_out_speakers)
-    labels = read_labels(options.labels or options.data / "phones.ctm", options.label_shift or 0.0)
-    prepared = save_dir / "prepared"
+    reuse_freed_memory()
+    splits = find_splits(args.data / "audio", args.held_out_speakers, args.on_error == "skip")
+    labels = read_labels(args.labels or args.data / "phones.ctm", args.label_shift or 0.0)
+    prepared = args.save_dir / "prepared"
     for name in SETS:
-        prepare_set(splits, name, prepared, options)
+        prepare_set(splits, name, prepared, args)
     sets = {name: read_utterances(prepared / name, labels) for name in SETS}
     return Corpus(prepared, sets, labels, splits.speakers)
 
 
-def prepare_set(splits: Splits, name: str, prepared: Path, options: argparse.Namespace) -> None:
-    """Prepare one set; with --norm global, by the statistics of train."""
-    is_like_train = options.norm == "global" and name != TRAIN
-    rule = Speakers(BY_MAP, splits.speakers, splits.speakers_from)
-    prepare(
-        splits.sources[name],
-        prepared / name,
-        PrepareOptions(
-            num_workers=options.num_workers,
-            scaling=Scaling(options.norm, prepared / TRAIN if is_like_train else None, rule),
-        ),
-    )  # fmt: skip
+def prepare_set(splits: Splits, name: str, prepared: Path, args: argparse.Namespace) -> None:
+    """Prepare one set, with --norm global by the statistics of train, and print what was not read."""
+    norm_from = prepared / TRAIN if args.norm == "global" and name != TRAIN else None
+    scaling = Scaling(args.norm, norm_from, Speakers(BY_MAP, splits.speakers, splits.speakers_from))
+    options = PrepareOptions(num_workers=args.num_workers, skip_errors=args.on_error == "skip", scaling=scaling)
+    directory = prepared / name
+    skipped = prepare(splits.sources[name], directory, options).skipped
+    lines = [f"{skipped} utterances skipped: {directory / SKIPPED_FILE} lists them"] if skipped else []
+    for line in lines + closing_lines(splits.sources[name], directory):
+        print(f"{name}: {line}")
 
 
 def chosen_features(
-    corpus: Corpus, options: argparse.Namespace, context: tuple[int, int] = (0, 0)
+    corpus: Corpus, args: argparse.Namespace, context: tuple[int, int] = (0, 0)
 ) -> dict[str, FeatureSets]:
-    """The features that the options name, under a name for each: one of log Mel, or one a layer."""
-    if options.checkpoint is None:
+    """The features that the options choose, by name: log Mel, or one or each layer of a checkpoint."""
+    if args.checkpoint is None:
         around = f", {context[0]} frames before and {context[1]} after" if any(context) else ""
         return {f"log Mel{around}": corpus.log_mel(context)}
-    device = pick_device(options.device)
-    model = load_pretrained(options.checkpoint, device, options.residual)
-    if options.layer == MEAN_OF_LAYERS:
+    device = pick_device(args.device)
+    model = load_pretrained(args.checkpoint, device, args.residual)
+    if args.layer == MEAN_OF_LAYERS:
         raise InputError(f"--layer {MEAN_OF_LAYERS}: probes read one layer; give a number, or {ALL_LAYERS} for each")
-    layers = pick_layers(options.layer, model.num_feats)
+    layers = pick_layers(args.layer, model.num_feats)
     by_layer = corpus.hidden_states(model, device)
     return {f"layer {layer}": by_layer[layer] for layer in layers}

@@ -1,7 +1,6 @@
-"""What probes read: log Mel, log Mel with its neighbours, and the hidden states of an APC model, layer by layer.
+"""Features to probe: log Mel, log Mel with its neighbours, and the hidden states of each layer of an APC model.
 
-An APC's hidden state at t has seen the frames up to t and none after it; a stack of neighbours on both sides has
-seen the frames to come as well.
+An APC's hidden state at t depends on the frames up to t only; neighbours on both sides include later frames.
 """
 
 from collections.abc import Iterator
@@ -14,26 +13,18 @@ import torch
 from apc_model import APCModel
 from datasets import LibriSpeech
 from downstream.probing.labels import NO_PHONE, PhoneLabels
-from downstream.probing.probes import Labelled
 from utils.system.errors import InputError
 
-BATCH_FRAMES = 16384  # padded frames that a model reads at once
+BATCH_FRAMES = 16384  # padded frames in a batch
 
 
 class Utterances(NamedTuple):
-    """A set, in memory.
-
-    Attributes:
-        ids: of each utterance.
-        log_mel: of each, float32 (frames, mel_dim).
-        phones: of each, int64 (frames,), NO_PHONE where a frame has none.
-        segments: int64, of every frame of the set that has a phone: the spoken phone it belongs to.
-    """
+    """The utterances of a set, in memory."""
 
     ids: list[str]
-    log_mel: list[torch.Tensor]
-    phones: list[torch.Tensor]
-    segments: np.ndarray
+    log_mel: list[torch.Tensor]  # each float32 (frames, mel_dim)
+    phones: list[torch.Tensor]  # each int64 (frames,), NO_PHONE where a frame has none
+    segments: np.ndarray  # int64 (labelled frames,), the index of each frame's segment (spoken phone) in the set
 
     @property
     def labels(self) -> torch.Tensor:
@@ -47,30 +38,17 @@ class Utterances(NamedTuple):
 
 
 class Features(NamedTuple):
-    """One kind of features of a set.
+    """One kind of features of a set, in the order of its utterances."""
 
-    Attributes:
-        frames: float32 (labelled frames, size), in the order of the utterances.
-        pooled: float32 (utterances, size), the mean over each utterance's frames.
-    """
-
-    frames: torch.Tensor
-    pooled: torch.Tensor
-
-    def with_labels(self, utterances: Utterances) -> Labelled:
-        """The frames and their phones."""
-        return Labelled(self.frames, utterances.labels)
+    frames: torch.Tensor  # float32 (labelled frames, size)
+    pooled: torch.Tensor  # float32 (utterances, size), the mean over each utterance's frames
 
 
-FeatureSets = dict[str, Features]  # of 'train', 'dev' and 'test'
+FeatureSets = dict[str, Features]  # by set: 'train', 'dev' and 'test'
 
 
 def read_utterances(prepared: Path, labels: PhoneLabels) -> Utterances:
-    """Read a prepared directory, and the phone of each of its frames.
-
-    Raises:
-        InputError: a file is damaged, or no frame of the set has a phone.
-    """
+    """Read a prepared directory, and label its frames. Raises InputError where no frame of the set has a phone."""
     dataset = LibriSpeech(prepared)
     ids = [dataset.utterance(index) for index in range(len(dataset))]
     log_mel, phones, segments, first = [], [], [], 0
@@ -90,7 +68,7 @@ def read_utterances(prepared: Path, labels: PhoneLabels) -> Utterances:
 def stack_context(frames: torch.Tensor, left: int, right: int) -> torch.Tensor:
     """Each frame with its neighbours: (frames, size) -> (frames, (left + 1 + right) * size).
 
-    At its ends an utterance's first and last frame are repeated.
+    The first and the last frame are repeated at the ends.
     """
     offsets = torch.arange(-left, right + 1)
     index = (torch.arange(len(frames))[:, None] + offsets).clamp(0, len(frames) - 1)  # (frames, left + 1 + right)
@@ -98,20 +76,14 @@ def stack_context(frames: torch.Tensor, left: int, right: int) -> torch.Tensor:
 
 
 def log_mel_features(utterances: Utterances, context: tuple[int, int] = (0, 0)) -> Features:
-    """Log Mel, with so many neighbours to the left and to the right."""
+    """Log Mel, with so many frames before and after each."""
     stacked = [stack_context(x, *context) if any(context) else x for x in utterances.log_mel]
     return Features(utterances.labelled(stacked), torch.stack([x.mean(0) for x in stacked]))
 
 
 @torch.no_grad()
 def model_features(model: APCModel, utterances: Utterances, device: torch.device) -> list[Features]:
-    """The hidden states of each layer of `model.forward` (with a prenet, its output first).
-
-    Args:
-        model: any APC model; it is put into eval mode.
-        utterances: the set.
-        device: where the model shall run; the features stay on the CPU.
-    """
+    """The hidden states of each layer of a model (with a prenet, its output first), computed on a device."""
     model = model.to(device).eval()
     has_phone = [phones != NO_PHONE for phones in utterances.phones]
     counts = [int(mask.sum()) for mask in has_phone]
@@ -131,7 +103,7 @@ def model_features(model: APCModel, utterances: Utterances, device: torch.device
 
 
 def _by_length(utterances: Utterances) -> Iterator[list[int]]:
-    """Batches of utterances of similar length, of BATCH_FRAMES padded frames at most or of one utterance."""
+    """Indices of utterances of similar length, in batches of up to BATCH_FRAMES padded frames or of one utterance."""
     order = sorted(range(len(utterances.ids)), key=lambda i: len(utterances.log_mel[i]))
     batch: list[int] = []
     for i in order:

@@ -1,45 +1,67 @@
-"""What run_all.py compares, under which names, and how the best of it is chosen."""
+"""The systems that run_all.py compares, their names, and the choice of the best."""
 
 from typing import NamedTuple
 
-from downstream.probing.study import Study
+from downstream.probing.probes import CLASSIFIERS
+from downstream.probing.study import LINEAR, RANDOM, Study
 
-RANDOM = "random"
 CURVE_EPOCHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
+class Row(NamedTuple):
+    """A system's layer and a classifier, as in the report's table."""
+
+    name: str
+    system: str
+    layer: int
+    classifier: str = LINEAR
+    shows_layer: bool = True
+
+    @property
+    def result(self) -> tuple[str, int, str]:
+        """The arguments of `Study.errors`."""
+        return self.system, self.layer, self.classifier
+
+    @property
+    def label(self) -> str:
+        """The classifier, the features and their layer, in words."""
+        return f"{self.classifier} on {self.name}" + (f", layer {self.layer}" if self.shows_layer else "")
+
+
 class Plan(NamedTuple):
-    """What is compared.
+    """The systems to compare."""
 
-    Attributes:
-        time_shifts: a trained model for each.
-        epochs: how long each is trained.
-        layers: of every model.
-        context: neighbours on each side of a frame of log Mel.
-    """
-
-    time_shifts: list[int]
-    epochs: int
-    layers: list[int]
-    context: int
+    time_shifts: list[int]  # of the trained models
+    epochs: int  # that each is trained
+    layers: list[int]  # of every model
+    context: int  # neighbours on each side of a frame of log Mel
 
     @property
     def contexts(self) -> dict[str, tuple[int, int]]:
         """The stacks of log Mel, by system: frames before and after. The second is causal, as APC's features are."""
-        return {
-            f"log_mel_{left}_{right}": (left, right) for left, right in ((self.context,) * 2, (2 * self.context, 0))
-        }
+        stacks = (self.context, self.context), (2 * self.context, 0)
+        return {f"log_mel_{left}_{right}": (left, right) for left, right in stacks}
 
     def experiment(self, time_shift: int) -> str:
         """The name of a model's experiment."""
         return f"apc-ts{time_shift}"
 
     def trained(self, time_shift: int, epoch: int | None = None) -> str:
-        """The system of a model's hidden states after an epoch, or after the last."""
+        """The system of a model's hidden states after an epoch (default: the last)."""
         return f"ts{time_shift}_epoch{self.epochs if epoch is None else epoch}"
 
+    def rows(self) -> list[Row]:
+        """Everything that is compared, in order."""
+        rows = [Row("log Mel", "log_mel", 0, classifier, False) for classifier in CLASSIFIERS]
+        for system, (left, right) in self.contexts.items():
+            rows.append(Row(f"log Mel, {left} before and {right} after", system, 0, LINEAR, False))
+        rows += [Row("random APC", RANDOM, layer) for layer in self.layers]
+        for time_shift in self.time_shifts:
+            rows += [Row(f"APC, time shift {time_shift}", self.trained(time_shift), layer) for layer in self.layers]
+        return rows
+
     def curve_epochs(self) -> list[int]:
-        """The epochs at which the best model is also probed, beside the last."""
+        """The epochs before the last at which the best model is probed, too."""
         return [epoch for epoch in CURVE_EPOCHS if epoch < self.epochs]
 
 
@@ -56,6 +78,8 @@ def choose_best(study: Study, plan: Plan) -> Best:
     return min(candidates, key=lambda best: study.dev_error(plan.trained(best.time_shift), best.layer))
 
 
-def best_random_layer(study: Study, plan: Plan) -> int:
-    """The layer of the random networks with the lowest frame error on dev."""
-    return min(plan.layers, key=lambda layer: study.dev_error(RANDOM, layer))
+def baselines(study: Study, plan: Plan) -> list[Row]:
+    """mlp3 on log Mel, log Mel with neighbours, and the layer of the random networks that is best on dev."""
+    layer = min(plan.layers, key=lambda layer: study.dev_error(RANDOM, layer))
+    wanted = {("log_mel", 0, CLASSIFIERS[-1]), (RANDOM, layer, LINEAR)} | {(name, 0, LINEAR) for name in plan.contexts}
+    return [row for row in plan.rows() if row.result in wanted]

@@ -1,4 +1,4 @@
-"""The figures of the report: small PNGs."""
+"""The figures of the report, small PNG files."""
 
 import io
 from pathlib import Path
@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from apc_model import APCModel
-from downstream.probing.plan import RANDOM, Best, Plan, best_random_layer
-from downstream.probing.probes import CLASSIFIERS
+from downstream.probing.plan import Best, Plan, baselines
 from downstream.probing.scoring import mean_and_deviation
 from downstream.probing.splits import TEST
-from downstream.probing.study import LINEAR, Study
+from downstream.probing.study import RANDOM, Study
 from utils.audio.frames import FRAMES_PER_SECOND
 from utils.system.files import atomic_write
 
@@ -27,25 +26,25 @@ FIGURES = {
 }
 LAYERS, TIME_SHIFTS, EPOCHS, CONFUSION, PREDICTION = FIGURES
 DPI = 90
-COLOURS = 128  # a palette of so many takes a third of the space
+COLOURS = 128  # a palette makes a file three times smaller
 LINE_STYLES = (":", "--", "-.", (0, (5, 5)), (0, (1, 4)))
 MAX_PLOT_FRAMES = 400
-FRAME_ERROR = "frame error (%)"
+PANEL = (5, 3.8)  # inches
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure, whole or not at all."""
+    """Write a figure atomically."""
     figure.set_layout_engine("tight")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=DPI)
     with atomic_write(path) as file:
-        Image.open(drawn).convert("RGB").quantize(COLOURS).save(file, "png", optimize=True)
+        Image.open(image).convert("RGB").quantize(COLOURS).save(file, "png", optimize=True)
 
 
 def plot_layers(study: Study, plan: Plan, directory: Path) -> None:
-    """Phones and speakers by layer: a line for each time shift, and for the random networks."""
+    """Plot the errors of phones and speakers by layer: a line for each time shift, and for the random networks."""
     panels = 1 if study.no_speakers else 2
-    figure = Figure(figsize=(5 * panels, 3.8))
+    figure = Figure(figsize=(PANEL[0] * panels, PANEL[1]))
     axes = figure.subplots(1, panels, squeeze=False)[0]
     systems = {f"APC, time shift {n}": plan.trained(n) for n in plan.time_shifts} | {"random APC": RANDOM}
     for label, system in systems.items():
@@ -54,65 +53,57 @@ def plot_layers(study: Study, plan: Plan, directory: Path) -> None:
         if panels == 2:
             rates = [100 * study.speakers(system, layer)["cosine"] for layer in plan.layers]
             axes[1].plot(plan.layers, rates, marker="o", label=label, **style)
-    _baseline_lines(axes[0], study, plan)
-    titles = zip(axes, ("phones", "speakers"), (FRAME_ERROR, "equal error rate, cosine (%)"), strict=False)
-    for panel, title, what in titles:
-        panel.set(title=title, xlabel="layer", ylabel=what, xticks=plan.layers)
+    _finish(axes[0], study, plan, "layer", title="phones", xticks=plan.layers)
     if panels == 2:
         log_mel = 100 * study.speakers("log_mel", 0)["cosine"]
         axes[1].axhline(log_mel, color="black", linestyle=":", label="log Mel, averaged")
-    for panel in axes:
-        panel.legend(fontsize=7)
+        axes[1].set(title="speakers", xlabel="layer", ylabel="equal error rate, cosine (%)", xticks=plan.layers)
+        axes[1].legend(fontsize=7)
     save(figure, directory / LAYERS)
 
 
 def plot_time_shifts(study: Study, plan: Plan, directory: Path) -> None:
-    """The frame error by time shift: a line for each layer."""
-    figure = Figure(figsize=(5, 3.8))
+    """Plot the frame error by time shift: a line for each layer."""
+    figure = Figure(figsize=PANEL)
     axes = figure.subplots()
     for layer in plan.layers:
         errors = [study.errors(plan.trained(n), layer) for n in plan.time_shifts]
         _error_line(axes, plan.time_shifts, errors, f"APC, layer {layer}")
-    _baseline_lines(axes, study, plan)
-    axes.set(xlabel="time shift (frames)", ylabel=FRAME_ERROR, xticks=plan.time_shifts)
-    axes.legend(fontsize=7)
+    _finish(axes, study, plan, "time shift (frames)", xticks=plan.time_shifts)
     save(figure, directory / TIME_SHIFTS)
 
 
 def plot_epochs(study: Study, plan: Plan, best: Best, directory: Path) -> None:
-    """How the frame error of the best layer falls while its model is trained."""
-    figure = Figure(figsize=(5, 3.8))
+    """Plot the frame error of the best layer by epochs of training."""
+    figure = Figure(figsize=PANEL)
     axes = figure.subplots()
     epochs = [*plan.curve_epochs(), plan.epochs]
     errors = [study.errors(plan.trained(best.time_shift, epoch), best.layer) for epoch in epochs]
     _error_line(axes, epochs, errors, f"APC, time shift {best.time_shift}, layer {best.layer}")
-    _baseline_lines(axes, study, plan)
-    axes.set(xlabel="epochs of training (0: random weights)", ylabel=FRAME_ERROR)
-    axes.legend(fontsize=7)
+    _finish(axes, study, plan, "epochs of training (0: random weights)")
     save(figure, directory / EPOCHS)
 
 
 def plot_confusion(study: Study, plan: Plan, best: Best, directory: Path) -> None:
-    """The share of each phone's frames that each phone was given, over all seeds."""
+    """Plot the confusion matrix of the best layer, normalised by true phone, over all seeds."""
     runs = study.runs(plan.trained(best.time_shift), best.layer)
     frames = np.sum([run["confusion"] for run in runs], axis=0)  # (phones, phones)
-    there = frames.sum(1) > 0  # a phone may not be in the test set
-    shares = frames[there] / frames[there].sum(1, keepdims=True)
     phones = study.corpus.labels.phones
+    in_test = np.flatnonzero(frames.sum(1))  # a phone may not be in the test set
+    shares = frames[in_test] / frames[in_test].sum(1, keepdims=True)
     figure = Figure(figsize=(6.5, 6))
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     axes.set_xticks(range(len(phones)), phones, fontsize=7)
-    axes.set_yticks(range(int(there.sum())), [p for p, is_there in zip(phones, there, strict=True) if is_there],
-                    fontsize=7)  # fmt: skip
-    axes.set(xlabel="phone given", ylabel="true phone",
-             title=f"linear, APC of time shift {best.time_shift}, layer {best.layer}")  # fmt: skip
+    axes.set_yticks(range(len(in_test)), [phones[index] for index in in_test], fontsize=7)
+    title = f"linear, APC of time shift {best.time_shift}, layer {best.layer}"
+    axes.set(xlabel="phone given", ylabel="true phone", title=title)
     figure.colorbar(image, label="share of frames")
     save(figure, directory / CONFUSION)
 
 
 def plot_prediction(study: Study, model: APCModel, directory: Path) -> None:
-    """Log Mel of a test utterance of middle length, and the prediction of each of its frames."""
+    """Plot log Mel of the test utterance of median length, and its prediction."""
     utterances = study.corpus.sets[TEST]
     order = sorted(range(len(utterances.ids)), key=lambda i: len(utterances.log_mel[i]))
     chosen = order[len(order) // 2]
@@ -136,21 +127,16 @@ def plot_prediction(study: Study, model: APCModel, directory: Path) -> None:
 
 
 def _error_line(axes: Axes, x: list[int], errors: list[list[float]], label: str, **style: str) -> None:
-    """A line of mean errors, with the deviation over seeds at each point."""
+    """Plot a line of mean errors, with the standard deviation over seeds at each point."""
     means, deviations = zip(*(mean_and_deviation(of_point) for of_point in errors), strict=True)
     percent = [[100 * value for value in values] for values in (means, deviations)]
     axes.errorbar(x, percent[0], yerr=percent[1], marker="o", capsize=3, label=label, **style)
 
 
-def _baseline_lines(axes: Axes, study: Study, plan: Plan) -> None:
-    """Horizontal lines for what is to be beaten."""
-    layer = best_random_layer(study, plan)
-    baselines = {f"{c}, log Mel": ("log_mel", 0, c) for c in (LINEAR, CLASSIFIERS[-1])}
-    baselines |= {
-        f"linear, log Mel, -{left}..+{right} frames": (system, 0, LINEAR)
-        for system, (left, right) in plan.contexts.items()
-    }
-    baselines[f"linear, random APC, layer {layer}"] = (RANDOM, layer, LINEAR)
-    for number, (label, (system, of_layer, classifier)) in enumerate(baselines.items()):
-        error = mean_and_deviation(study.errors(system, of_layer, classifier))[0]
-        axes.axhline(100 * error, color="black", linewidth=1, linestyle=LINE_STYLES[number], label=label)
+def _finish(axes: Axes, study: Study, plan: Plan, xlabel: str, **settings: object) -> None:
+    """Add a horizontal line for each baseline, labels and a legend to a plot of frame errors."""
+    for row, linestyle in zip([plan.rows()[0], *baselines(study, plan)], LINE_STYLES, strict=True):
+        error = mean_and_deviation(study.errors(*row.result))[0]
+        axes.axhline(100 * error, color="black", linewidth=1, linestyle=linestyle, label=row.label)
+    axes.set(xlabel=xlabel, ylabel="frame error (%)", **settings)
+    axes.legend(fontsize=7)

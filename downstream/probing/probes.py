@@ -1,8 +1,7 @@
 """Classifiers on frozen features: softmax regression, and perceptrons of one and three hidden layers.
 
-The features stay in memory, as one matrix. Training is Adam on the cross entropy of standardised inputs; after each
-epoch the error on the dev set is taken, the learning rate is halved where it has not fallen, and training ends where
-it has not fallen for a few epochs. The weights of the best epoch stay. One seed decides the weights and the order.
+Adam minimises the cross entropy of standardised inputs. The learning rate is halved after each epoch without a lower
+error on dev, and training stops after a few of them. One seed determines the initial weights and the order of the data.
 """
 
 import copy
@@ -15,27 +14,19 @@ from torch.nn import functional as F
 
 HIDDEN_LAYERS = {"linear": 0, "mlp1": 1, "mlp3": 3}
 CLASSIFIERS = tuple(HIDDEN_LAYERS)
-MIN_STD = 1e-5  # an input that never changes is left at zero
-EVAL_ROWS = 16384  # at once
-MIN_STEPS = 50  # of an epoch, or nearly: small sets get smaller batches
+MIN_STD = 1e-5  # of an input; one that is constant becomes zero
+EVAL_ROWS = 16384  # in a batch
+MIN_STEPS = 50  # of an epoch, approximately: small sets get smaller batches
 
 
 class ProbeOptions(NamedTuple):
-    """How a probe is trained.
+    """The settings of training a probe."""
 
-    Attributes:
-        hidden_size: of mlp1's and mlp3's layers.
-        learning_rate: Adam's, at first.
-        batch_size: rows of a step, at most.
-        max_epochs: passes over the training set, at most.
-        patience: epochs without a lower error on dev after which training ends.
-    """
-
-    hidden_size: int = 512
-    learning_rate: float = 2e-3
-    batch_size: int = 2048
+    hidden_size: int = 512  # of mlp1 and mlp3
+    learning_rate: float = 2e-3  # of the first epoch
+    batch_size: int = 2048  # rows, at most
     max_epochs: int = 30
-    patience: int = 3
+    patience: int = 3  # epochs without a lower error on dev after which training stops
 
 
 class Labelled(NamedTuple):
@@ -43,10 +34,6 @@ class Labelled(NamedTuple):
 
     features: torch.Tensor
     classes: torch.Tensor
-
-    def to(self, device: torch.device) -> "Labelled":
-        """The same on a device."""
-        return Labelled(self.features.to(device), self.classes.to(device))
 
 
 class Probe(nn.Module):
@@ -73,14 +60,14 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def error(self, data: Labelled) -> float:
-        """The share of rows that get another class than theirs."""
+        """The fraction of rows that are classified wrongly."""
         pairs = zip(data.features.split(EVAL_ROWS), data.classes.split(EVAL_ROWS), strict=True)
         wrong = sum(int((self(rows).argmax(1) != classes).sum()) for rows, classes in pairs)
         return wrong / len(data.classes)
 
 
 def make_probe(train: Labelled, num_classes: int, classifier: str, seed: int, hidden_size: int) -> Probe:
-    """A probe that standardises by the training set's mean and deviation, with fresh weights."""
+    """An untrained probe, which standardises by the mean and standard deviation of the training set."""
     std, mean = torch.std_mean(train.features, dim=0, correction=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -91,11 +78,7 @@ def make_probe(train: Labelled, num_classes: int, classifier: str, seed: int, hi
 def train_probe(
     train: Labelled, dev: Labelled, num_classes: int, classifier: str, seed: int, options: ProbeOptions
 ) -> tuple[Probe, float, int]:
-    """Train until the error on dev no longer falls.
-
-    Returns:
-        The probe of the best epoch, its error on dev, and that epoch.
-    """
+    """Train with early stopping on dev; return the probe of the best epoch, its error on dev, and that epoch."""
     probe = make_probe(train, num_classes, classifier, seed, options.hidden_size)
     optimizer = torch.optim.Adam(probe.parameters(), lr=options.learning_rate, fused=True)
     random = torch.Generator().manual_seed(seed)

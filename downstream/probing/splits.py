@@ -1,4 +1,4 @@
-"""Which utterances train, choose and test a probe. An utterance is in one set only, and so are all of its phones."""
+"""The sets that train, choose and test a probe. An utterance is in one set only, and so are all of its phones."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,37 +14,32 @@ Files = dict[str, list[AudioUtterance]]
 
 
 class Splits(NamedTuple):
-    """The sets of a corpus.
+    """The sets of a corpus."""
 
-    Attributes:
-        sources: the audio of 'train', 'dev' and 'test'.
-        speakers: who speaks in each utterance.
-        speakers_from: how that is known, in words.
-    """
-
-    sources: dict[str, AudioSource]
-    speakers: dict[str, str]
-    speakers_from: str
+    sources: dict[str, AudioSource]  # by set: 'train', 'dev' and 'test'
+    speakers: dict[str, str]  # by utterance id
+    speakers_from: str  # the rule that gave the speakers, in words
 
 
-def find_splits(audio: Path, held_out_speakers: list[str] | None = None) -> Splits:
+def find_splits(audio: Path, held_out_speakers: list[str] | None = None, skip_errors: bool = False) -> Splits:
     """The sets of a directory with train, dev and test, each a tree of audio files.
 
     Without `test`, dev is the test set and every fifth utterance of train is dev. The speaker is the first field of
-    ids of LibriSpeech's form, where all are of that form; else the directory that holds the file.
+    the id where all ids have LibriSpeech's form, else the name of the file's directory.
 
     Args:
         audio: the directory.
-        held_out_speakers: split by speaker instead: these are the test set, with all their utterances, and the others'
-            utterances of train and dev are train and dev.
+        held_out_speakers: test on all utterances of these speakers; the others' in train and dev are train and dev.
+        skip_errors: skip directories that cannot be read.
 
     Raises:
         InputError: a set is missing or empty, an utterance is in two, or there is no such speaker.
     """
-    files = {name: AudioSource.find(audio / name).files for name in SETS if (audio / name).is_dir()}
-    missing = [name for name in (TRAIN, DEV) if name not in files]
+    found = {name: AudioSource.find(audio / name, skip_errors=skip_errors) for name in SETS if (audio / name).is_dir()}
+    missing = [name for name in (TRAIN, DEV) if name not in found]
     if missing:
         raise InputError(f"{audio / missing[0]} is not a directory; {audio} must hold train, dev and, best, test")
+    files = {name: source.files for name, source in found.items()}
     check_disjoint(files)
     if TEST not in files:
         if len(files[TRAIN]) < 2:
@@ -56,7 +51,10 @@ def find_splits(audio: Path, held_out_speakers: list[str] | None = None) -> Spli
     speakers = {file.id: rule.of(file.id, file.folder) for file in everything}
     if held_out_speakers:
         files = by_speaker(files, speakers, held_out_speakers)
-    return Splits({name: AudioSource(files[name], audio) for name in SETS}, speakers, rule.describe())
+    sources = {name: AudioSource(files[name], audio) for name in SETS}
+    for name, source in found.items():
+        sources[name].not_read.update(source.not_read)  # reported once, with the set of the directory's name
+    return Splits(sources, speakers, rule.describe())
 
 
 def check_disjoint(files: Files) -> None:
@@ -65,25 +63,17 @@ def check_disjoint(files: Files) -> None:
     for name, of_set in files.items():
         for file in of_set:
             if first.setdefault(file.id, name) != name:
-                raise InputError(f"{file.location}: utterance {file.id} is in {first[file.id]} as well")
+                raise InputError(f"utterance {file.id} is in {first[file.id]} as well", file.location)
 
 
 def by_speaker(files: Files, speakers: dict[str, str], held_out: list[str]) -> Files:
-    """Sets whose test speakers are in no other set.
-
-    Raises:
-        InputError: no such speaker, or nothing is left to train on or to choose by.
-    """
+    """Split so that the held-out speakers are in test only. Raises InputError where train or dev would be empty."""
     unknown = sorted(set(held_out) - set(speakers.values()))
     if unknown:
-        there = ", ".join(sorted(set(speakers.values())))
-        raise InputError(f"--held_out_speakers: there is no speaker {unknown[0]}, but {there}")
-
-    def is_held_out(file: AudioUtterance) -> bool:
-        return speakers[file.id] in held_out
-
-    split = {name: [file for file in files[name] if not is_held_out(file)] for name in (TRAIN, DEV)}
-    for name, left in split.items():
-        if not left:
-            raise InputError(f"--held_out_speakers leaves no utterance in {name}")
-    return split | {TEST: [file for name in SETS for file in files[name] if is_held_out(file)]}
+        known = ", ".join(sorted(set(speakers.values())))
+        raise InputError(f"--held_out_speakers: there is no speaker {unknown[0]}, but {known}")
+    split = {name: [file for file in files[name] if speakers[file.id] not in held_out] for name in (TRAIN, DEV)}
+    empty = [name for name, of_set in split.items() if not of_set]
+    if empty:
+        raise InputError(f"--held_out_speakers leaves no utterance in {empty[0]}")
+    return split | {TEST: [file for name in SETS for file in files[name] if speakers[file.id] in held_out]}

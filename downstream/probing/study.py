@@ -1,9 +1,10 @@
-"""Probes of many feature systems on one corpus; each result is a file of its own, so that a killed run goes on.
+"""Probes of many feature systems on one corpus. Each result is a file, so that an interrupted run continues.
 
     results/phones__<system>__<layer>__<classifier>__seed<n>.json
     results/speakers__<system>__<layer>.json
 
-A system is a kind of features: 'log_mel', 'random_seed0', 'ts3_epoch20', ... Log Mel has the one layer 0.
+A system is a kind of features: 'log_mel', 'random_seed0', 'ts3_epoch20', ... Log Mel has the single layer 0. 'random'
+stands for the random networks of all seeds, each probed with the seed of its weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,30 +15,26 @@ import torch
 from tqdm import tqdm
 
 from apc_model import APCModel
-from downstream.phone_classification import classify_phones
 from downstream.probing.corpus import Corpus
 from downstream.probing.features import FeatureSets
+from downstream.probing.phones import classify_phones
 from downstream.probing.probes import ProbeOptions
 from downstream.probing.scoring import mean_and_deviation, percent
+from downstream.probing.speakers import identify, make_trials, verify
 from downstream.probing.splits import DEV, TEST, TRAIN
-from downstream.speaker_identification import identify
-from downstream.speaker_verification import make_trials, verify
 from utils.system.errors import InputError
 from utils.system.files import read_json, remove_leftovers, write_json
 
 Layers = list[FeatureSets]
 LINEAR = "linear"
+RANDOM = "random"
 
 
 class Study:
-    """Results of probes, made where they are missing.
+    """The results of probes, kept in a directory, computed where they are missing.
 
-    Args:
-        corpus: what is probed on.
-        directory: where the results are kept.
-        seeds: of the probes.
-        probe: how they are trained.
-        device: where they are trained, and where models run.
+    Attributes:
+        no_speakers: why the corpus has no speaker tasks, or an empty string.
     """
 
     def __init__(
@@ -49,11 +46,11 @@ class Study:
         self.no_speakers = self._why_no_speakers()
 
     def log_mel(self, context: tuple[int, int] = (0, 0)) -> Callable[[], Layers]:
-        """Makes the features of log Mel with its neighbours."""
+        """A function that makes the features of log Mel with its neighbours."""
         return lambda: [self.corpus.log_mel(context)]
 
     def hidden_states(self, make_model: Callable[[], APCModel]) -> Callable[[], Layers]:
-        """Makes the features of each layer of a model."""
+        """A function that makes the features of each layer of a model."""
         return lambda: self.corpus.hidden_states(make_model(), self.device)
 
     def classify(
@@ -65,32 +62,28 @@ class Study:
         seeds: Sequence[int] | None = None,
         with_speakers: bool = False,
     ) -> None:
-        """Make the results of a system that are not there yet; the features are made only if one is missing."""
+        """Compute the missing results of a system; the features are made only if one is missing."""
         features: Layers | None = None
         for layer in layers:
             for seed in self.seeds if seeds is None else seeds:
                 path = self._phones_path(system, layer, classifier, seed)
-                if path.exists():
-                    continue
-                features = features or make_features()
-                settings = classifier, seed, self.probe, self.device
-                write_json(path, classify_phones(self.corpus, features[layer], *settings))
+                if not path.exists():
+                    features = features or make_features()
+                    settings = classifier, seed, self.probe, self.device
+                    write_json(path, classify_phones(self.corpus, features[layer], *settings))
             if with_speakers and not self.no_speakers and not self._has_speakers(system, layer):
                 features = features or make_features()
-                write_json(self._speakers_path(system, layer), self._speakers(features[layer]))
-            self._say(system, layer, classifier)
+                write_json(self._speakers_path(system, layer), self._probe_speakers(features[layer]))
+            errors = self.errors(RANDOM if system.startswith(f"{RANDOM}_seed") else system, layer, classifier)
+            tqdm.write(f"{system}, layer {layer}, {classifier}: frame error {percent(errors)} %" if errors else system)
 
     def runs(self, system: str, layer: int, classifier: str = LINEAR) -> list[dict[str, Any]]:
-        """The results of a system's layer, one a seed.
-
-        For 'random' every seed is a network of its own, with a probe of the same seed.
-        """
-        names = [f"random_seed{seed}" if system == "random" else system for seed in self.seeds]
-        paths = [self._phones_path(name, layer, classifier, seed) for name, seed in zip(names, self.seeds, strict=True)]
+        """The phone results of a system's layer, one for each seed."""
+        paths = [self._phones_path(self._name(system, seed), layer, classifier, seed) for seed in self.seeds]
         return [read_json(path) for path in paths if path.exists()]
 
     def errors(self, system: str, layer: int, classifier: str = LINEAR, key: str = "frame_error") -> list[float]:
-        """One of the errors of a system's layer, by seed, in shares of 1."""
+        """One of the errors (fractions) of a system's layer, one for each seed."""
         return [run[key] for run in self.runs(system, layer, classifier)]
 
     def dev_error(self, system: str, layer: int) -> float:
@@ -98,25 +91,24 @@ class Study:
         return mean_and_deviation(self.errors(system, layer, key="dev_error"))[0]
 
     def speakers(self, system: str, layer: int) -> dict[str, Any]:
-        """Error rates about speakers: 'cosine', 'lda', 'identification'; none of them where there are none."""
-        path = self._speakers_path(f"random_seed{self.seeds[0]}" if system == "random" else system, layer)
+        """The errors of speaker tasks, 'cosine', 'lda' and 'identification'; empty where there are none."""
+        path = self._speakers_path(self._name(system, self.seeds[0]), layer)
         return read_json(path) if path.exists() else {}
 
     def _has_speakers(self, system: str, layer: int) -> bool:
-        """Whether the results about speakers are there, of as many seeds as are asked for."""
+        """Whether the results of the speaker tasks exist, for as many seeds as are wanted."""
         path = self._speakers_path(system, layer)
         return path.exists() and len(read_json(path).get("identification", self.seeds)) == len(self.seeds)
 
-    def _speakers(self, features: FeatureSets) -> dict[str, Any]:
+    def _probe_speakers(self, features: FeatureSets) -> dict[str, Any]:
         trials = make_trials(self.corpus.speakers_of(TEST), self.seeds[0])
-        found: dict[str, Any] = {"trials": len(trials.is_same), **verify(self.corpus, features, trials)}
+        results: dict[str, Any] = {"trials": len(trials.is_same), **verify(self.corpus, features, trials)}
         known = set(self.corpus.speakers_of(TRAIN))
         if set(self.corpus.speakers_of(DEV) + self.corpus.speakers_of(TEST)) <= known:
-            found["identification"] = [identify(self.corpus, features, seed) for seed in self.seeds]
-        return found
+            results["identification"] = [identify(self.corpus, features, seed) for seed in self.seeds]
+        return results
 
     def _why_no_speakers(self) -> str:
-        """Why this corpus says nothing about speakers, or an empty string."""
         if len(set(self.corpus.speakers_of(TRAIN))) < 2:
             return "the training set has one speaker"
         try:
@@ -125,13 +117,13 @@ class Study:
             return str(error)
         return ""
 
+    @staticmethod
+    def _name(system: str, seed: int) -> str:
+        """The system in the names of files."""
+        return f"{RANDOM}_seed{seed}" if system == RANDOM else system
+
     def _phones_path(self, system: str, layer: int, classifier: str, seed: int) -> Path:
         return self.directory / f"phones__{system}__{layer}__{classifier}__seed{seed}.json"
 
     def _speakers_path(self, system: str, layer: int) -> Path:
         return self.directory / f"speakers__{system}__{layer}.json"
-
-    def _say(self, system: str, layer: int, classifier: str) -> None:
-        of_system = "random" if system.startswith("random_seed") else system
-        errors = self.errors(of_system, layer, classifier)
-        tqdm.write(f"{system}, layer {layer}, {classifier}: frame error {percent(errors)} %" if errors else system)

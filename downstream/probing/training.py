@@ -1,4 +1,4 @@
-"""Training an APC through train_apc.py, as a process of its own that ends with this one."""
+"""Training an APC by train_apc.py in a subprocess, which ends with this process."""
 
 import contextlib
 import ctypes
@@ -23,20 +23,18 @@ def checkpoint_path(store: Path, experiment: str, epoch: int) -> Path:
 
 
 def train(store: Path, experiment: str, epochs: int, arguments: list[str]) -> None:
-    """Train an experiment up to an epoch, or go on training it. What is there is not trained again.
+    """Train an experiment up to an epoch, or resume training it. A finished experiment is not trained again.
 
-    A signal is handed on: the training saves itself, and the same call continues it.
+    Signals are forwarded to the training, which saves its state.
 
     Raises:
-        InputError: training failed; it has said why.
-        Stopped: a signal came.
+        InputError: training failed and has printed why.
+        Stopped: a signal came; the same call continues.
     """
     if checkpoint_path(store, experiment, epochs).exists():
         return
-    command = [
-        sys.executable, str(TRAIN_SCRIPT), "--resume", "--store_path", str(store), "--experiment_name", experiment,
-        "--epochs", str(epochs), *arguments,
-    ]  # fmt: skip
+    script = [sys.executable, TRAIN_SCRIPT, "--resume", "--store_path", store, "--experiment_name", experiment]
+    command = [*map(str, script), "--epochs", str(epochs), *arguments]
     with StopRequest("run the same command again to continue") as stop:
         with subprocess.Popen(command, preexec_fn=_end_with_parent()) as process:
             while process.poll() is None:
@@ -47,22 +45,21 @@ def train(store: Path, experiment: str, epochs: int, arguments: list[str]) -> No
                     process.wait(POLL_SECONDS)
         stop.check()
     if process.returncode:
-        raise InputError(f"training {experiment} ended with exit code {process.returncode}; it says why above")
+        raise InputError(f"training {experiment} ended with exit code {process.returncode}; the reason is above")
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """Lets the system end a child when this process is killed, however it is; only Linux can.
+    """A function for the child process that has Linux kill it when this process dies, even by SIGKILL.
 
-    Else it would train on, and own its experiment. It need not be gentle: what training has saved stays whole.
+    Otherwise it would continue to train and keep its experiment locked. Its last save remains intact.
     """
     if sys.platform != "linux":
         return None
     libc, parent = ctypes.CDLL(None), os.getpid()
 
-    def ask() -> None:
-        """Runs in the child, before the script."""
+    def request_signal() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was killed before it could be asked for
+        if os.getppid() != parent:  # it died before the request
             os._exit(1)
 
-    return ask
+    return request_signal

@@ -1,0 +1,68 @@
+"""The options that the scripts of downstream/ share."""
+
+import argparse
+from pathlib import Path
+
+from downstream.probing.probes import ProbeOptions
+from utils.system.arguments import HelpFormatter, add_residual_option, natural, positive, positive_float
+
+NORMS = ("global", "speaker", "utterance")
+DEFAULTS = ProbeOptions()
+
+
+def make_parser(description: str, seeds_help: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the options for reading a corpus, and for the output directory, the seeds and the device."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="The corpus, with audio/{train,dev,test} and phones.ctm.",
+    )
+    help = "Read phone labels from this file: a CTM (.ctm), or lines of `utterance label label ...` at 100 Hz."
+    add("--labels", type=Path, metavar="FILE", help=help)
+    help = "Shift labels to be this much earlier: the alignments of some corpora are late by a constant."
+    add("--label_shift", type=float, metavar="MS", help=help)
+    help = "Test on these speakers and train on the others, instead of testing on audio/test."
+    add("--held_out_speakers", nargs="+", metavar="SPEAKER", help=help)
+    help = "Scale log Mel to zero mean and unit variance over train, each speaker or each utterance."
+    add("--norm", choices=NORMS, default=NORMS[0], help=help)
+    add("--num_workers", type=natural, default=2, metavar="N", help="Number of processes that prepare audio.")
+    help = "Stop at the first bad audio file, or skip it and list it in skipped.txt."
+    add("--on_error", choices=("stop", "skip"), default="stop", help=help)
+    help = "Write the prepared corpus, and all results that are kept, below this directory."
+    add("--save_dir", type=Path, default=Path("logs/downstream"), metavar="DIR", help=help)
+    if seeds_help:
+        add("--seeds", type=positive, default=3, metavar="N", help=seeds_help)
+    add("--seed", type=natural, default=0, help="The first seed.")
+    add("--device", default="auto", help="Where to compute: auto, cpu, cuda or cuda:i.")
+    return parser
+
+
+def add_feature_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the features to probe, and for the file of results."""
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="FILE", help="Probe this APC's hidden states instead of log Mel.")
+    add("--layer", default="-1", help="Which layer of the checkpoint: a number, -1 for the last, or all.")
+    add_residual_option(parser)
+    add("--save", type=Path, metavar="FILE", help="Write the results to this file, as JSON.")
+
+
+def add_probe_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for training probes."""
+    add, default = parser.add_argument, DEFAULTS
+    add("--probe_hidden_size", type=positive, default=default.hidden_size, help="Hidden size of mlp1 and mlp3.")
+    help = "Initial learning rate of Adam for probes."
+    add("--probe_learning_rate", type=positive_float, default=default.learning_rate, help=help)
+    add("--probe_batch_size", type=positive, default=default.batch_size, help="Frames in a batch of a probe.")
+    add("--probe_epochs", type=positive, default=default.max_epochs, help="Maximum number of epochs of a probe.")
+    help = "Stop training a probe after this many epochs without a lower error on dev."
+    add("--patience", type=positive, default=default.patience, help=help)
+
+
+def probe_options(args: argparse.Namespace) -> ProbeOptions:
+    """The settings of the options of `add_probe_options`."""
+    sizes = args.probe_hidden_size, args.probe_learning_rate, args.probe_batch_size
+    return ProbeOptions(*sizes, args.probe_epochs, args.patience)
