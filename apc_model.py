@@ -54,7 +54,7 @@ class Postnet(nn.Module):
 
 
 class APCModel(nn.Module):
-    """The APC network.
+    """The APC network. Sizes that do not fit together are a ValueError that names them.
 
     Args:
         mel_dim: size of a frame, 80 in the papers.
@@ -64,9 +64,6 @@ class APCModel(nn.Module):
 
     Attributes:
         time_shift: n, how many frames ahead the model was trained to predict; None where unknown.
-
-    Raises:
-        ValueError: sizes that do not fit together, named.
     """
 
     def __init__(
@@ -80,13 +77,12 @@ class APCModel(nn.Module):
         self.time_shift: int | None = None
         self.prenet = None if prenet_config is None else Prenet(prenet_config)
         sizes = [rnn_config.input_size] + [rnn_config.hidden_size] * rnn_config.num_layers
-        rnn_class = RNN_CLASSES[rnn_config.rnn_type]
-        self.rnns = nn.ModuleList(rnn_class(*pair) for pair in pairwise(sizes))
+        self.rnns = nn.ModuleList(RNN_CLASSES[rnn_config.rnn_type](*pair) for pair in pairwise(sizes))
         self.postnet = Postnet(rnn_config.hidden_size, mel_dim) if has_postnet else None
 
     @property
     def num_feats(self) -> int:
-        """The layers of `feats`: the recurrent ones, and the prenet's output before them."""
+        """The number of layers of `feats`: the recurrent ones, and the prenet's output before them."""
         return len(self.rnns) + (self.prenet is not None)
 
     def forward(
@@ -99,8 +95,7 @@ class APCModel(nn.Module):
             lengths: (batch,), true frames of each utterance, in any order, a tensor or a list, on any device.
 
         Returns:
-            predicted: (batch, seq_len, mel_dim); a padding frame holds the prediction layer's bias. None where the
-                model has no such layer.
+            predicted: (batch, seq_len, mel_dim), the prediction layer's bias on padding; None without such a layer.
             feats: (num_layers, batch, seq_len, hidden_size), each layer's output after its residual connection, zero
                 on padding. With a prenet its output comes first: (num_layers + 1, ...); there a padding frame holds
                 what the prenet gives for zeros.
@@ -119,8 +114,8 @@ class APCModel(nn.Module):
         feats = inputs.new_zeros(len(outputs), batch * seq_len, self.rnn_config.hidden_size)
         if self.prenet is not None:
             feats[0] = self.prenet(inputs.new_zeros(self.mel_dim))
-        for number, frames in enumerate(outputs):
-            feats[number].index_copy_(0, packing.index, frames.to(feats.dtype))  # autocast's may differ
+        for number, output in enumerate(outputs):
+            feats[number].index_copy_(0, packing.index, output.to(feats.dtype))  # autocast's may differ
         return predicted, feats.view(len(outputs), batch, seq_len, -1)
 
     @torch.no_grad()
@@ -129,8 +124,8 @@ class APCModel(nn.Module):
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The features of frames as they come in: those of `forward`, to float precision, however they are cut.
 
-        For a model in eval mode, and without gradients. A call costs one pass over the weights, so one frame a call
-        is the slowest way and takes under a millisecond on a core for three layers of 512.
+        For a model in eval mode, without gradients. A call costs one pass over the weights, however few its frames:
+        under a millisecond on a core for three layers of 512.
 
         Args:
             frames: float (batch, n, mel_dim), the next n frames of each of the streams, n from 1 on.
@@ -142,24 +137,21 @@ class APCModel(nn.Module):
                 tensors, never changed by later calls: save them, stack them, or go back to them.
 
         Raises:
-            ValueError: no frame, or frames of another size; a state of another batch size or of another model; a
-                model in training mode, whose dropout would make features random.
+            ValueError: no frame, or frames of another size; a state of another batch size or model; training mode.
         """
         self._check_stream(frames, state)
-        outputs, state = self.encode(frames.transpose(0, 1), state=state or ())  # of (n, batch, hidden_size)
-        return torch.stack(outputs).transpose(1, 2), state
+        return self._encode_padded(frames, state or ())
 
     def padded_feats(self, frames: torch.Tensor) -> torch.Tensor:
         """Compute the features of whole padded rows with PyTorch's own layers only, which exporters can trace.
 
-        Args:
-            frames: float (batch, seq_len, mel_dim).
-
-        Returns:
-            (num_layers, batch, seq_len, hidden_size), with a prenet one more.
+        Returns (num_layers, batch, seq_len, hidden_size), with a prenet one more, for (batch, seq_len, mel_dim).
         """
-        outputs, _ = self.encode(frames.transpose(0, 1))
-        return torch.stack(outputs).transpose(1, 2)
+        return self._encode_padded(frames)[0]
+
+    def _encode_padded(self, frames: torch.Tensor, state: State = ()) -> tuple[torch.Tensor, State]:
+        outputs, state = self.encode(frames.transpose(0, 1), state=state)  # of (seq_len, batch, hidden_size)
+        return torch.stack(outputs).transpose(1, 2), state
 
     def _check_stream(self, frames: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> None:
         if self.training:
@@ -169,9 +161,9 @@ class APCModel(nn.Module):
             raise InputError(f"an empty stream chunk: {num_frames} frames of {batch} streams")
         if state is None:
             return
-        names = ("h", "c")[: 1 + (self.rnn_config.rnn_type == "lstm")]
         if not isinstance(state, tuple) or not all(isinstance(part, torch.Tensor) for part in state):
             raise InputError(f"the state of a stream is the tuple of tensors that stream() returned, not {type(state)}")
+        names = ["h", "c"] if self.rnn_config.rnn_type == "lstm" else ["h"]
         wanted = (len(self.rnns), batch, self.rnn_config.hidden_size)
         shapes = [tuple(part.shape) for part in state]
         if shapes != [wanted] * len(names):
@@ -182,9 +174,8 @@ class APCModel(nn.Module):
     def _check_inputs(self, inputs: torch.Tensor) -> tuple[int, int]:
         """The (batch, seq_len) of a padded batch, or a ValueError that names the sizes."""
         if inputs.dim() != 3 or inputs.size(-1) != self.mel_dim:
-            raise InputError(
-                f"inputs have shape {tuple(inputs.shape)} but the model reads (batch, seq_len, {self.mel_dim})"
-            )
+            shape = tuple(inputs.shape)
+            raise InputError(f"inputs have shape {shape} but the model reads (batch, seq_len, {self.mel_dim})")
         return inputs.size(0), inputs.size(1)
 
     def encode(
@@ -224,10 +215,11 @@ class APCModel(nn.Module):
         self, number: int, frames: torch.Tensor, packing: Packing | None, state: State
     ) -> tuple[torch.Tensor, State]:
         """Run a recurrent layer, then dropout and the residual connection."""
+        config = self.rnn_config
         output, state = run_layer(self.rnns[number], frames, packing, state)
         if number < len(self.rnns) - 1:
-            output = F.dropout(output, self.rnn_config.dropout, self.training)
-        if self._has_residual(number) and frames.size(-1) == output.size(-1):
+            output = F.dropout(output, config.dropout, self.training)
+        if config.residual and number >= config.first_residual_layer and frames.size(-1) == output.size(-1):
             output = output + frames
         return output, state
 
@@ -238,30 +230,22 @@ class APCModel(nn.Module):
         (last,), _ = self.encode(frames, packing, layers=[self.num_feats - 1])
         return self.postnet(last)
 
-    def _has_residual(self, layer: int) -> bool:
-        return self.rnn_config.residual and layer >= self.rnn_config.first_residual_layer
-
 
 def _check_configs(mel_dim: int, prenet: PrenetConfig | None, rnn: RNNConfig) -> None:
     if rnn.rnn_type not in RNN_TYPES:
         raise InputError(f"rnn_type is {rnn.rnn_type!r}, not one of {', '.join(RNN_TYPES)}")
-    sizes = {"mel_dim": mel_dim, "rnn hidden_size": rnn.hidden_size, "rnn num_layers": rnn.num_layers}
-    dropouts = {"rnn dropout": rnn.dropout}
-    first, first_name = rnn.input_size, "rnn input_size"
-    if prenet is not None:
-        sizes["prenet num_layers"] = prenet.num_layers
-        dropouts["prenet dropout"] = prenet.dropout
-        first, first_name = prenet.input_size, "prenet input_size"
-        if not prenet.hidden_size == rnn.input_size == rnn.hidden_size:
-            raise InputError(
-                f"prenet hidden_size {prenet.hidden_size}, rnn input_size {rnn.input_size} and "
-                f"rnn hidden_size {rnn.hidden_size} must be the same"
-            )
-    if first != mel_dim:
-        raise InputError(f"{first_name} is {first} but mel_dim is {mel_dim}")
-    for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"{name} is {size}, not a positive number")
-    for name, dropout in dropouts.items():
-        if not 0 <= dropout < 1:
-            raise InputError(f"{name} is {dropout}, not in [0, 1)")
+    if prenet is not None and not prenet.hidden_size == rnn.input_size == rnn.hidden_size:
+        sizes = f"prenet hidden_size {prenet.hidden_size}, rnn input_size {rnn.input_size}"
+        raise InputError(f"{sizes} and rnn hidden_size {rnn.hidden_size} must be the same")
+    configs = {"rnn": rnn} if prenet is None else {"prenet": prenet, "rnn": rnn}
+    name, first = next(iter(configs.items()))
+    if first.input_size != mel_dim:
+        raise InputError(f"{name} input_size is {first.input_size} but mel_dim is {mel_dim}")
+    if mel_dim < 1:
+        raise InputError(f"mel_dim is {mel_dim}, not a positive number")
+    for name, config in configs.items():
+        for field in ("hidden_size", "num_layers"):
+            if getattr(config, field) < 1:
+                raise InputError(f"{name} {field} is {getattr(config, field)}, not a positive number")
+        if not 0 <= config.dropout < 1:
+            raise InputError(f"{name} dropout is {config.dropout}, not in [0, 1)")

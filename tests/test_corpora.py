@@ -29,7 +29,7 @@ def test_training_starts_from_a_checkpoint_and_takes_its_sizes(workplace, monkey
     train(monkeypatch, *further, "--experiment_name", "further", "--resume", base=small)
     with pytest.raises(InputError, match=r"another model: --rnn_num_layers is 2 there, not 1; --rnn_hidden_size is 8"):
         train(monkeypatch, *further, "--rnn_hidden_size", 9, "--rnn_num_layers", 1, base=small)
-    with pytest.raises(InputError, match=r"nothing\.pt is missing"):
+    with pytest.raises(InputError, match=r"nothing\.pt does not exist"):
         train(monkeypatch, "--init_from", "nothing.pt", base=small)
 
 

@@ -257,7 +257,7 @@ def test_a_file_deleted_while_training_stops_clearly_and_resumably(workplace, mo
     path, aside = Path("data/train/spk0-0006.pt"), workplace / "aside"
     with monkeypatch.context() as patch:
         stop_at(patch, 5, lambda: path.rename(aside))
-        with pytest.raises(InputError, match=r"spk0-0006\.pt is missing; .*--resume"):
+        with pytest.raises(InputError, match=r"spk0-0006\.pt does not exist; .*--resume"):
             train(patch, "--experiment_name", "cut", "--load_data_workers", workers, "--epochs", 3)
     aside.rename(path)
     train(monkeypatch, "--experiment_name", "cut", "--resume")

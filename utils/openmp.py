@@ -1,8 +1,8 @@
 """Import this before PyTorch: threads that wait for work give the core away sooner.
 
-GNU OpenMP's threads otherwise spin for long at the end of every operation. On an idle machine that costs nothing. Where
-anything else runs, a recurrent layer's thousands of small operations then wait for threads that are not on a core:
-training was seen to take ten to thirty times as long beside another busy process, and with this two to three times.
+GNU OpenMP's threads otherwise spin for long after every operation. Beside another busy process, a recurrent layer's
+thousands of small operations then wait for threads that are not on a core: training took ten to thirty times as long,
+and with this two to three times.
 """
 
 import os

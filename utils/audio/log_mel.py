@@ -12,27 +12,22 @@ INT16_SCALE = 32768  # Kaldi computes on samples in the range of int16
 BLOCK_SAMPLES = 60 * SAMPLE_RATE  # what is handed to the library at once
 
 
-def _fbank_options() -> kaldi_native_fbank.FbankOptions:
-    options = kaldi_native_fbank.FbankOptions()
-    options.frame_opts.samp_freq = SAMPLE_RATE
-    options.frame_opts.frame_length_ms = WINDOW_MS
-    options.frame_opts.frame_shift_ms = SHIFT_MS
-    options.frame_opts.dither = 0
-    options.frame_opts.snip_edges = True
-    options.mel_opts.num_bins = NUM_MEL_BINS
-    options.mel_opts.low_freq = LOW_FREQ
-    options.mel_opts.high_freq = HIGH_FREQ
-    options.use_energy = False
-    return options
-
-
-_OPTIONS = _fbank_options()
+_OPTIONS = kaldi_native_fbank.FbankOptions()
+_OPTIONS.frame_opts.samp_freq = SAMPLE_RATE
+_OPTIONS.frame_opts.frame_length_ms = WINDOW_MS
+_OPTIONS.frame_opts.frame_shift_ms = SHIFT_MS
+_OPTIONS.frame_opts.dither = 0
+_OPTIONS.frame_opts.snip_edges = True
+_OPTIONS.mel_opts.num_bins = NUM_MEL_BINS
+_OPTIONS.mel_opts.low_freq = LOW_FREQ
+_OPTIONS.mel_opts.high_freq = HIGH_FREQ
+_OPTIONS.use_energy = False
 
 
 class OnlineLogMel:
     """Log-Mel frames of a waveform that arrives in pieces: bit for bit those of `log_mel`, however it is cut.
 
-    A frame comes out as soon as its last sample is there. What is done is forgotten: memory does not grow.
+    Each frame is returned as soon as its last sample is there. Memory does not grow.
     """
 
     def __init__(self) -> None:
@@ -40,16 +35,11 @@ class OnlineLogMel:
         self._done = 0
 
     def accept(self, waveform: np.ndarray) -> np.ndarray:
-        """The frames that the next samples complete.
+        """The frames that the next samples complete, perhaps none: (frames, 80) float32, as `log_mel` gives them.
 
         Args:
-            waveform: (samples,), 16 kHz, either floating point in [-1, 1] or int16; any number of samples.
-
-        Returns:
-            (frames, 80) float32, the natural logarithm of the energies, not normalised; perhaps 0 frames.
-
-        Raises:
-            InputError: another shape or type, or a NaN.
+            waveform: (samples,), 16 kHz, either floating point in [-1, 1] or int16; any number of samples. InputError
+                is raised for another shape or type, or a NaN.
         """
         samples = _in_int16_range(waveform)
         pieces = [np.empty((0, NUM_MEL_BINS), np.float32)]
@@ -71,7 +61,7 @@ def log_mel(waveform: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
 
     Args:
         waveform: (samples,), either floating point in [-1, 1] or int16.
-        sample_rate: of the waveform, in Hz; 16000 is the only one accepted, so that no other is taken for it.
+        sample_rate: of the waveform, in Hz; only 16000 is accepted.
 
     Returns:
         (frames, 80) float32, the natural logarithm of the energies, not normalised.

@@ -12,7 +12,7 @@ import soxr
 
 from utils.audio.frames import SAMPLE_RATE, WINDOW_SAMPLES, num_frames
 from utils.system.errors import InputError, one_line
-from utils.system.reading import open_regular, reading
+from utils.system.reading import open_regular
 
 MAX_SECONDS = 1800  # longer files are no utterances, and a header can claim any length
 MAX_SAMPLES = 1 << 28  # over all channels: 1 GiB as float32
@@ -30,15 +30,12 @@ _NIST_SAMPLES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 
 
 def read_waveform(path: str | Path, channel: int | None = None, resample: bool = False) -> np.ndarray:
-    """A file's samples, mono, at 16 kHz.
+    """A file's samples, mono, at 16 kHz: (samples,) float32 in [-1, 1].
 
     Args:
         path: any format that libsndfile reads.
         channel: which one to take, from 0; None takes the only one, and refuses files with several.
         resample: convert other sample rates (soxr, high quality) where they would be refused.
-
-    Returns:
-        (samples,) float32 in [-1, 1].
 
     Raises:
         InputError: damaged, truncated, empty, shorter than a window, constant, too long, with several channels or of
@@ -50,22 +47,18 @@ def read_waveform(path: str | Path, channel: int | None = None, resample: bool =
 def waveform_blocks(
     path: str | Path, channel: int | None = None, resample: bool = False, max_seconds: int | None = None
 ) -> Iterator[np.ndarray]:
-    """What `read_waveform` gives, a block of samples after another, of a file of any length up to `max_seconds`.
-
-    Raises:
-        InputError: as of `read_waveform`; what is only seen at the end is said there.
-    """
+    """What `read_waveform` gives and raises, block after block, of a file of any length up to `max_seconds`."""
     given, lowest, highest = 0, np.inf, -np.inf
     with _open_audio(path) as audio:
-        _check_header(audio, path, channel, resample, max_seconds)
-        for samples in _mono_blocks(audio, path, channel or 0):
+        _check_header(audio, channel, resample, max_seconds)
+        for samples in _mono_blocks(audio, channel or 0):
             given += len(samples)
             lowest, highest = min(lowest, samples.min(initial=np.inf)), max(highest, samples.max(initial=-np.inf))
             yield samples
-    if given < WINDOW_SAMPLES:
-        raise InputError(f"{given} samples, less than a window of {WINDOW_SAMPLES} (25 ms)", str(path))
-    if lowest == highest:
-        raise InputError(f"all samples are {lowest:g}: a recording with zero variance", str(path))
+        if given < WINDOW_SAMPLES:
+            raise InputError(f"{given} samples, less than a window of {WINDOW_SAMPLES} (25 ms)")
+        if lowest == highest:
+            raise InputError(f"all samples are {lowest:g}: a recording with zero variance")
 
 
 def long_frames(path: str | Path) -> int | None:
@@ -80,21 +73,26 @@ def long_frames(path: str | Path) -> int | None:
 def describe_length(path: str | Path) -> str | None:
     """How much shorter a file is than its header promises, where that is tolerated; None where it is whole."""
     with _open_audio(path) as audio:
-        return _check_length(audio, path)
+        return _check_length(audio)
 
 
 @contextlib.contextmanager
 def _open_audio(path: str | Path) -> Iterator[soundfile.SoundFile]:
-    """Open an audio file; what cannot be read of it in the block is an InputError that names it."""
-    try:
-        with reading(path), open_regular(path) as file, soundfile.SoundFile(file.fileno(), closefd=False) as audio:
-            yield audio
-    except soundfile.SoundFileError as error:
-        reason = one_line(getattr(error, "error_string", error), 200)
-        raise InputError(f"no audio, truncated or damaged: {reason}", str(path)) from error
+    """Open an audio file, and let the errors of the block name it."""
+    with open_regular(path) as file:
+        try:
+            with soundfile.SoundFile(file.fileno(), closefd=False) as audio:
+                yield audio
+        except InputError as error:
+            raise InputError(error.reason, str(path)) from error
+        except soundfile.SoundFileError as error:
+            reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
+            raise InputError(f"no audio, truncated or damaged: {one_line(reason, 200)}", str(path)) from error
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror or error}", str(path)) from error
 
 
-def _mono_blocks(audio: soundfile.SoundFile, path: str | Path, channel: int) -> Iterator[np.ndarray]:
+def _mono_blocks(audio: soundfile.SoundFile, channel: int) -> Iterator[np.ndarray]:
     """A channel's samples at 16 kHz, to the last that the header promises."""
     at_once = max(1, BLOCK_VALUES // audio.channels)
     resampler = None
@@ -105,43 +103,40 @@ def _mono_blocks(audio: soundfile.SoundFile, path: str | Path, channel: int) -> 
         block = audio.read(at_once, dtype="float32", always_2d=True)  # (samples, channels)
         read, is_last = read + len(block), len(block) < at_once
         if is_last and read < audio.frames:
-            raise InputError(f"no audio, truncated or damaged: {read} of {audio.frames} samples can be read", str(path))
+            raise InputError(f"no audio, truncated or damaged: {read} of {audio.frames} samples can be read")
         samples = np.ascontiguousarray(block[:, channel])
         yield samples if resampler is None else resampler.resample_chunk(samples, last=is_last)
 
 
-def _check_header(
-    audio: soundfile.SoundFile, path: str | Path, channel: int | None, resample: bool, max_seconds: int | None
-) -> None:
+def _check_header(audio: soundfile.SoundFile, channel: int | None, resample: bool, max_seconds: int | None) -> None:
     """Refuse what cannot be read rightly, before memory is taken for it."""
     if audio.samplerate != SAMPLE_RATE and not resample:
-        raise InputError(f"{audio.samplerate} Hz, not {SAMPLE_RATE} Hz; --resample converts it", str(path))
+        raise InputError(f"{audio.samplerate} Hz, not {SAMPLE_RATE} Hz; --resample converts it")
     if channel is None and audio.channels != 1:
-        raise InputError(f"{audio.channels} channels; --channel takes one of them (from 0)", str(path))
+        raise InputError(f"{audio.channels} channels; --channel takes one of them (from 0)")
     if channel is not None and channel >= audio.channels:
-        raise InputError(f"no channel {channel}: it has {audio.channels} (the first is 0)", str(path))
+        raise InputError(f"no channel {channel}: it has {audio.channels} (the first is 0)")
     if audio.frames == UNKNOWN_FRAMES:  # which libsndfile cannot read block by block
-        raise InputError("its header does not say how long it is: write it anew (flac -d, then flac)", str(path))
-    too_long = max_seconds and audio.frames > max_seconds * audio.samplerate
-    if too_long or (max_seconds and audio.frames * audio.channels > MAX_SAMPLES):
-        raise InputError(f"longer than {max_seconds} seconds, or damaged: split it into utterances", str(path))
-    _check_length(audio, path)
+        raise InputError("its header does not say how long it is: write it anew (flac -d, then flac)")
+    limit = min(max_seconds * audio.samplerate, MAX_SAMPLES // audio.channels) if max_seconds else audio.frames
+    if audio.frames > limit:
+        raise InputError(f"longer than {max_seconds} seconds, or damaged: split it into utterances")
+    _check_length(audio)
 
 
-def _check_length(audio: soundfile.SoundFile, path: str | Path) -> str | None:
+def _check_length(audio: soundfile.SoundFile) -> str | None:
     """What a file lacks of the length that its header promises, or that it promises none; None where it is whole.
 
-    Raises:
-        InputError: it lacks more than a second, or more than half, or an Ogg stream has no end.
+    Raises InputError if it lacks more than a second, or more than half, or an Ogg stream has no end.
     """
     if _NO_END.search(audio.extra_info):
-        raise InputError("truncated file: the end of its stream is missing", str(path))
+        raise InputError("truncated file: the end of its stream is missing")
     promised = _promised_frames(audio)
     if promised is None:
         return "its header does not say how long it is"
     seconds = (promised - audio.frames) / audio.samplerate
     if seconds > TOLERATED_SECONDS or promised > 2 * audio.frames:
-        raise InputError(f"truncated file: {seconds:.2f} s less than its header promises", str(path))
+        raise InputError(f"truncated file: {seconds:.2f} s less than its header promises")
     return f"shorter than its header: {seconds:.3f} s are missing" if seconds > 0 else None
 
 
@@ -150,9 +145,9 @@ def _promised_frames(audio: soundfile.SoundFile) -> int | None:
     if audio.format == "NIST":
         samples = _NIST_SAMPLES.search(os.pread(audio.name, NIST_HEADER_BYTES, 0))  # opened by its descriptor
         return int(samples[1]) if samples else None
-    claimed = _CLAIMED.search(audio.extra_info)
     if _NO_LENGTH.search(audio.extra_info):
         return None
+    claimed = _CLAIMED.search(audio.extra_info)
     if not claimed:
         return audio.frames
     promised, there = int(claimed[1]), int(claimed[2])

@@ -1,12 +1,12 @@
 """Reading plain and compressed archives front to back, in bounded memory."""
 
+import functools
 import gzip
 import lzma
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from utils.system.errors import one_line
@@ -18,7 +18,7 @@ MAX_XZ_MEMORY_BYTES = 256 << 20  # xz -9 needs 65 MiB; a file that asks for more
 
 
 def _xz_blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Decompress one or several xz streams. Raises LZMAError or EOFError on a damaged or cut-off file."""
+    """Decompress one or several xz streams. Raises LZMAError or EOFError on a damaged or truncated file."""
     decompressor, data = lzma.LZMADecompressor(lzma.FORMAT_XZ, MAX_XZ_MEMORY_BYTES), b""
     while True:
         if decompressor.eof:
@@ -45,43 +45,36 @@ def _gz_blocks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _plain_blocks(file: BinaryIO) -> Iterator[bytes]:
-    while block := file.read(BLOCK_BYTES):
-        yield block
+    return iter(functools.partial(file.read, BLOCK_BYTES), b"")
 
 
 class ByteReader:
-    """A file's (decompressed) bytes from front to back; use as a context.
+    """A file's bytes from front to back, decompressed where its name ends in .xz or .gz; use as a context.
 
     A file that is damaged, truncated or unreadable at a place reads as if it ended there, with `damage` saying why: the
-    caller knows which utterance that cuts.
-
-    Args:
-        path: a file; .xz and .gz are decompressed.
+    caller knows which utterance that truncates.
 
     Attributes:
-        offset: where the next byte stands in the decompressed bytes.
+        offset: position of the next byte in the decompressed bytes.
         compressed: whether the file is.
-        damage: what was wrong there, or None.
+        damage: what was wrong where reading ended, or None.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file = open_regular(path)
-        self.file_size = os.fstat(self._file.fileno()).st_size
         self.compressed = self.path.suffix in COMPRESSED_SUFFIXES
-        blocks = {".xz": _xz_blocks, ".gz": _gz_blocks}.get(self.path.suffix, _plain_blocks)
-        self._blocks = blocks(self._file)
-        self._buffer = bytearray()
-        self._reported = 0
         self.offset = 0
         self.damage: str | None = None
+        self._file = open_regular(path)
+        self.file_size = os.fstat(self._file.fileno()).st_size
+        self._blocks = {".xz": _xz_blocks, ".gz": _gz_blocks}.get(self.path.suffix, _plain_blocks)(self._file)
+        self._buffer = bytearray()
+        self._reported = 0
 
     def __enter__(self) -> "ByteReader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def progress(self) -> int:
@@ -94,24 +87,21 @@ class ByteReader:
         """The next `size` bytes, fewer at the end."""
         while len(self._buffer) < size and self._fill():
             pass
-        return bytes(self._buffer[:size])
+        return bytes(memoryview(self._buffer)[:size])
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes, fewer at the end, and move behind them."""
         taken = self.peek(size)
-        del self._buffer[: len(taken)]
-        self.offset += len(taken)
+        self._move(len(taken))
         return taken
 
     def skip(self, size: int) -> bool:
         """Move `size` bytes on in a plain file. Returns whether the file has that many."""
         if self.offset + size > self.file_size:
             return False
-        self.offset += size
-        if size <= len(self._buffer):
-            del self._buffer[:size]
-        else:
-            self._buffer.clear()
+        is_buffered = size <= len(self._buffer)
+        self._move(size)
+        if not is_buffered:
             self._file.seek(self.offset)
         return True
 
@@ -122,36 +112,33 @@ class ByteReader:
             searched = max(0, len(self._buffer) - len(end) + 1)
             if searched > limit or not self._fill():
                 return None
-        taken = bytes(memoryview(self._buffer)[:found])
-        del self._buffer[: found + len(end)]
-        self.offset += found + len(end)
+        taken = self.peek(found)
+        self._move(found + len(end))
         return taken
 
     def take_lines_until(self, last: bytes, limit: int) -> tuple[bytes, int] | None:
-        """The lines up to one that is `last`, and how many, and move behind it.
+        """The lines up to one that is `last`, and their number, and move behind it; None if it does not come.
 
-        None if it does not come, within `limit` bytes: then nothing is taken. Looking for newlines only is three
-        times as fast as looking for newline, `last`, newline, and the lines are counted on the way.
+        Looking for newlines only is three times as fast as looking for newline, `last`, newline.
         """
         start, lines = 0, 0
         while True:
             end = self._buffer.find(b"\n", start)
-            if end < 0:
-                if len(self._buffer) > limit or not self._fill():
-                    break
-            elif end - start == len(last) and self._buffer.startswith(last, start):
-                return self._take_line_end(max(0, start - 1), end + 1), lines
-            else:
+            if end >= 0 and end - start == len(last) and self._buffer.startswith(last, start):
+                break
+            if end >= 0:
                 start, lines = end + 1, lines + 1
-        if self._buffer[start:] == last and not self.damage:  # the file's last newline is missing
-            return self._take_line_end(max(0, start - 1), len(self._buffer)), lines
-        return None
+            elif len(self._buffer) > limit or not self._fill():
+                if self._buffer[start:] != last or self.damage:
+                    return None
+                break  # only the file's last newline is missing
+        taken = self.peek(max(0, start - 1))
+        self._move(start + len(last) + (end >= 0))
+        return taken, lines
 
-    def _take_line_end(self, size: int, move: int) -> bytes:
-        taken = bytes(memoryview(self._buffer)[:size])
-        del self._buffer[:move]
-        self.offset += move
-        return taken
+    def _move(self, size: int) -> None:
+        del self._buffer[:size]
+        self.offset += size
 
     def _fill(self) -> bool:
         """Add a block to the buffer; False at the end."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.kaldi.text_rows import MAX_UTTERANCE_BYTES, parse_rows
+from utils.kaldi.text_rows import MAX_UTTERANCE_BYTES, as_float32, parse_rows
 from utils.system.errors import InputError, one_line
 from utils.system.reading import open_regular, read_span
 
@@ -17,28 +17,25 @@ MATRIX_HEADER_BYTES = 32  # more than any header
 RANGE_TOLERANCE = 3  # frames by which a range may pass the end, as in Kaldi, which segments' rounding needs
 BINARY_MARK = b"\0B"
 PLAIN, COMPRESSED = "<xixi", "<8xii"  # how rows and columns stand in the header behind the type's name
-# type: format of the header, bytes a value, bytes a column
-MATRIX_TYPES = {
+MATRIX_TYPES = {  # format of the header, bytes a value, bytes a column
     b"FM ": (PLAIN, 4, 0),
     b"DM ": (PLAIN, 8, 0),
     b"CM ": (COMPRESSED, 1, 8),
     b"CM2 ": (COMPRESSED, 2, 0),
     b"CM3 ": (COMPRESSED, 1, 0),
 }
+_ENDS = r" *(?:(\d{1,18}) *: *(\d{1,18}) *|: *)?"
+_RANGES = re.compile(f"{_ENDS}(?:,{_ENDS})?")  # of rows, and of columns
 
 
 class Unreadable(NamedTuple):
-    """A matrix that is damaged, or missing; reading it raises the reason."""
+    """A matrix that is damaged or missing."""
 
     reason: str
 
-    def read(self) -> np.ndarray:
-        """Raises InputError, always."""
-        raise InputError(self.reason)
-
 
 class TextMatrix(NamedTuple):
-    """Rows of numbers in a text archive. `data` holds them where the archive is compressed."""
+    """Rows of numbers in a text archive; `data` holds them where it is compressed."""
 
     path: str
     offset: int
@@ -65,12 +62,9 @@ class BinaryMatrix(NamedTuple):
         matrix = _in_range(self._read(), self.range)
         if 0 in matrix.shape:
             raise InputError("it is empty")
-        with np.errstate(over="ignore"):
-            frames = matrix.astype(np.float32)
-        finite = np.isfinite(frames)
-        if not finite.all():
-            row, column = np.argwhere(~finite)[0]
-            raise InputError(f"frame {row + 1}, number {column + 1} is NaN, infinite or too large")
+        frames, bad = as_float32(matrix)
+        if bad:
+            raise InputError(f"frame {bad[0] + 1}, number {bad[1] + 1} is NaN, infinite or too large")
         return frames
 
     def _read(self) -> np.ndarray:
@@ -92,10 +86,8 @@ class BinaryMatrix(NamedTuple):
 
     def _read_text(self) -> np.ndarray:
         size = TEXT_BLOCK_BYTES
-        text = read_span(self.path, self.offset, size)
-        while len(text) == size < MAX_UTTERANCE_BYTES and b"]" not in text:
+        while len(text := read_span(self.path, self.offset, size)) == size < MAX_UTTERANCE_BYTES and b"]" not in text:
             size *= 4
-            text = read_span(self.path, self.offset, size)
         found = re.match(rb"\s*\[([^\]]*)\]", text)
         if not found:
             raise InputError(f"no matrix at byte {self.offset} of {self.path}")
@@ -107,60 +99,40 @@ class BinaryMatrix(NamedTuple):
             raise InputError(error) from error  # about the line of the .scp, which leads here
 
 
-class Entry(NamedTuple):
-    """An utterance of an archive.
-
-    Attributes:
-        id: the utterance id.
-        location: file:line, or the byte, for errors.
-        num_bytes: of the archive that it takes up, for a progress bar.
-        matrix: its frames.
-    """
-
-    id: str
-    location: str
-    num_bytes: int
-    matrix: TextMatrix | BinaryMatrix | Unreadable
-
-
 def matrix_bytes(head: bytes) -> int:
     """The size of a binary matrix, from its first bytes, checked before anything of that size is read.
 
-    Raises:
-        InputError: it is truncated, no matrix of floats, or larger than an utterance can be.
+    Raises InputError if it is truncated, no matrix of floats, or larger than an utterance can be.
     """
-    for name, (layout, value_bytes, column_bytes) in MATRIX_TYPES.items():
-        start = len(BINARY_MARK) + len(name)
-        if head[len(BINARY_MARK) : start] != name:
-            continue
-        if len(head) < start + struct.calcsize(layout):
-            raise InputError("truncated file: it ends within the header of the matrix")
-        rows, columns = struct.unpack_from(layout, head, start)
-        sizes_marked = layout == COMPRESSED or head[start] == head[start + 5] == 4
-        if rows < 0 or columns < 0 or not sizes_marked:
-            raise InputError("the header of its matrix is damaged")
-        if rows * columns > MAX_MATRIX_VALUES:
-            raise InputError(f"a matrix of {rows} x {columns} is not an utterance: the file is damaged")
-        return start + struct.calcsize(layout) + columns * column_bytes + rows * columns * value_bytes
-    if len(head) < len(BINARY_MARK) + max(map(len, MATRIX_TYPES)):
+    name = next((name for name in MATRIX_TYPES if head.startswith(BINARY_MARK + name)), b"")
+    if not name and len(head) >= len(BINARY_MARK) + max(map(len, MATRIX_TYPES)):
+        raise InputError(f"not a matrix of floats (it starts with {one_line(repr(head[:8]))})")
+    layout, value_bytes, column_bytes = MATRIX_TYPES.get(name, (PLAIN, 0, 0))
+    start = len(BINARY_MARK) + len(name)
+    end = start + struct.calcsize(layout)
+    if len(head) < end:
         raise InputError("truncated file: it ends within the header of the matrix")
-    raise InputError(f"not a matrix of floats (it starts with {one_line(repr(head[:8]))})")
+    rows, columns = struct.unpack_from(layout, head, start)
+    sizes_marked = layout == COMPRESSED or head[start] == head[start + 5] == 4
+    if rows < 0 or columns < 0 or not sizes_marked:
+        raise InputError("the header of its matrix is damaged")
+    if rows * columns > MAX_MATRIX_VALUES:
+        raise InputError(f"a matrix of {rows} x {columns} is not an utterance: the file is damaged")
+    return end + columns * column_bytes + rows * columns * value_bytes
 
 
 def _in_range(matrix: np.ndarray, ranges: str) -> np.ndarray:
     """Apply Kaldi's [first:last,first:last] on rows and columns, both ends included."""
+    found = _RANGES.fullmatch(ranges)
+    if not found:
+        raise InputError(f"[{ranges}] is not a range like [0:99] or [0:99,0:39]")
     slices = []
-    for size, part in zip(matrix.shape, ranges.split(","), strict=False):
-        ends = part.split(":")
-        if not part.strip() or part.strip() == ":":
+    for size, first, last in zip(matrix.shape, found.group(1, 3), found.group(2, 4), strict=True):
+        if first is None:
             slices.append(slice(None))
             continue
-        if len(ends) != 2 or not all(end.strip().isdigit() for end in ends):
-            raise InputError(f"[{ranges}] is not a range like [0:99] or [0:99,0:39]")
-        first, last = int(ends[0]), int(ends[1])
+        first, last = int(first), int(last)
         if first > last or first >= size or last >= size + (RANGE_TOLERANCE if not slices else 0):
             raise InputError(f"the range [{ranges}] does not fit a matrix of {matrix.shape}")
         slices.append(slice(first, last + 1))
-    if ranges.count(",") > 1:
-        raise InputError(f"[{ranges}] is not a range like [0:99] or [0:99,0:39]")
     return matrix[tuple(slices)]

@@ -1,6 +1,7 @@
-"""Rows of numbers in text -> a float32 matrix: fast where the text is plain, careful where it is not."""
+"""Rows of numbers in text -> a float32 matrix: by a fast parser where the text is plain, else line by line."""
 
 import array
+import contextlib
 import io
 from collections.abc import Iterator
 
@@ -11,22 +12,16 @@ from utils.system.errors import InputError, one_line
 
 MAX_ROW_BYTES = 1 << 20  # longer lines are no frames
 MAX_UTTERANCE_BYTES = 64 << 20  # of text: about a quarter of an hour of 80-dim frames
-
 _SPACE_TO_COMMA = np.uint8(ord(",") - ord(" "))  # a bit pattern that a space does not have
-
 _parser = simdjson.Parser()  # keeps its buffers from one utterance to the next
 
 
 def parse_rows(text: bytes, path: str, first_line: int) -> np.ndarray:
-    """Parse a matrix in text, each value exactly float32(float(token)).
+    """Parse text to (frames, mel_dim) float32, all finite, each value exactly float32(float(token)).
 
     Args:
         text: a line a frame, numbers separated by spaces, no newline at the end.
-        path: the file, for errors.
-        first_line: the line of the file that the text starts on, from 1.
-
-    Returns:
-        (frames, mel_dim) float32, all finite.
+        path, first_line: the file, and the line of it that the text starts on, from 1.
 
     Raises:
         InputError: empty, ragged, not numbers, not finite in float32; names file and line.
@@ -38,16 +33,20 @@ def parse_rows(text: bytes, path: str, first_line: int) -> np.ndarray:
         lines = _lines(text, path, first_line)
         values = _parse_plain(b"\n".join(b" ".join(line.split()) for _, line in lines))
     if values is None:
-        values = _parse_careful(text, path, first_line)
+        values = _parse_by_line(text, path, first_line)
+    frames, bad = as_float32(values)
+    if bad:
+        reason = f"number {bad[1] + 1} of the frame is NaN, infinite or too large"
+        raise InputError(reason, f"{path}:{first_line + bad[0]}")
+    return frames
+
+
+def as_float32(values: np.ndarray) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """A matrix as float32, and the (row, column) of its first number that is not finite there; None if all are."""
     with np.errstate(over="ignore"):
         frames = values.astype(np.float32)
     finite = np.isfinite(frames)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        raise InputError(
-            f"number {column + 1} of the frame is NaN, infinite or too large", f"{path}:{first_line + row}"
-        )
-    return frames
+    return frames, None if finite.all() else tuple(np.argwhere(~finite)[0])
 
 
 def _parse_plain(text: bytes) -> np.ndarray | None:
@@ -69,27 +68,24 @@ def _parse_plain(text: bytes) -> np.ndarray | None:
     return values
 
 
-def _parse_careful(text: bytes, path: str, first_line: int) -> np.ndarray:
-    """Parse line by line with float(): what _parse_plain could not, or the error that says why."""
+def _parse_by_line(text: bytes, path: str, first_line: int) -> np.ndarray:
+    """Parse with float() what _parse_plain could not, or raise an InputError that says why."""
     values, mel_dim = array.array("d"), 0
     for number, line in _lines(text, path, first_line):
-        location = f"{path}:{number}"
-        row = [_parse_number(token, location) for token in line.split()]
-        if not row:
+        location, tokens = f"{path}:{number}", line.split()
+        if not tokens:
             raise InputError("an empty line where a frame should be", location)
-        mel_dim = mel_dim or len(row)
-        if len(row) != mel_dim:
-            raise InputError(f"a frame of {len(row)} numbers after frames of {mel_dim}", location)
-        values.extend(row)
+        values.extend(_parse_number(token, location) for token in tokens)
+        mel_dim = mel_dim or len(tokens)
+        if len(tokens) != mel_dim:
+            raise InputError(f"a frame of {len(tokens)} numbers after frames of {mel_dim}", location)
     return np.frombuffer(values).reshape(-1, mel_dim)
 
 
 def _parse_number(token: bytes, location: str) -> float:
-    try:
+    with contextlib.suppress(ValueError):
         if b"_" not in token:  # which float() takes for a thousands separator
             return float(token)
-    except ValueError:
-        pass
     raise InputError(f"{one_line(repr(token.decode(errors='replace')), 60)} is not a number", location)
 
 

@@ -19,22 +19,19 @@ Features = Iterable[tuple[str, np.ndarray]]  # utterance ids, and (frames, mel_d
 
 
 def write_blogmel(path: str | Path, features: Features, decimals: int | None = None) -> int:
-    """Write a .blogmel archive; compressed where the path ends in .xz or .gz.
+    """Write a .blogmel archive, compressed where the path ends in .xz or .gz. Returns the number of utterances.
 
     Args:
         path: replaced when the whole archive is written.
         features: utterances and their frames.
         decimals: digits after the point; by default as many as give back the same float32.
-
-    Returns:
-        The number of utterances.
     """
     path, count = Path(path), 0
     with atomic_write(path) as file, _compressor(file, path.suffix) as stream:
         for utterance, frames in features:
             count += 1
             check_utterance_id(utterance, str(path))
-            rows = "\n".join(_format_rows(frames, decimals))
+            rows = "\n".join(_format_row(row, decimals) for row in np.asarray(frames, np.float32))
             stream.write(f"{utterance}\n{rows}\n.\n".encode())
     return count
 
@@ -48,31 +45,23 @@ def _compressor(file: BinaryIO, suffix: str) -> BinaryIO:
     return open(file.fileno(), "wb", closefd=False)
 
 
-def _format_rows(frames: np.ndarray, decimals: int | None) -> Iterable[str]:
-    """A line a frame. Without `decimals` each number is the shortest that reads back as the same float32."""
-    for row in np.asarray(frames, np.float32):
-        if decimals is None:
-            yield " ".join(row.astype(str).tolist())
-        else:
-            yield " ".join([f"{value:.{decimals}f}" for value in row.tolist()])
+def _format_row(row: np.ndarray, decimals: int | None) -> str:
+    """A frame's numbers; without `decimals` each the shortest that reads back as the same float32."""
+    return " ".join(row.astype(str).tolist() if decimals is None else [f"{n:.{decimals}f}" for n in row.tolist()])
 
 
 def write_ark(path: str | Path, features: Features) -> int:
-    """Write a binary Kaldi archive of float matrices, and beside it an .scp that points into it.
+    """Write a binary Kaldi archive of float matrices, and beside it an .scp. Returns the number of utterances.
 
     Args:
-        path: ends in .ark; stands in the .scp as it is given here, as Kaldi's tools do it.
+        path: ends in .ark; the .scp repeats it as it is given here, as Kaldi's tools do.
         features: utterances and their frames.
 
-    Returns:
-        The number of utterances.
-
     Raises:
-        InputError: the path holds what an .scp cannot name.
+        InputError: an .scp cannot name the path.
     """
-    path = Path(path)
+    path, offsets = Path(path), []
     check_scp_can_name(path)
-    offsets = []
     with atomic_write(path) as file:
         for utterance, frames in features:
             offsets.append((utterance, append_matrix(file, utterance, frames.shape, [frames])))
@@ -84,7 +73,7 @@ def write_ark(path: str | Path, features: Features) -> int:
 def check_scp_can_name(path: Path) -> None:
     """Refuse an archive's path that an .scp would misread."""
     if any(c in str(path) for c in "|[]:\n") or str(path) != str(path).strip():
-        raise InputError(f"{path}: an .scp cannot name this file; choose another name")
+        raise InputError("an .scp cannot name this file; choose another name", str(path))
 
 
 def append_matrix(
@@ -94,15 +83,15 @@ def append_matrix(
     blocks: Iterable[np.ndarray],
     span: tuple[float, float] | None = None,
 ) -> int:
-    """Append an utterance to a binary archive. Returns where its matrix stands, for the .scp.
+    """Append an utterance to a binary archive. Returns the offset of its matrix, for the .scp.
 
     Args:
         file: the archive, at its end.
         utterance: its id.
         shape: (frames, size).
         blocks: its frames, (some frames, size) each, one after another.
-        span: None for float32; else their lowest and highest number, and 16 bits a number are stored, in equal steps
-            between these (Kaldi's CM2).
+        span: their lowest and highest number, to store 16 bits a number in equal steps between these (Kaldi's CM2);
+            None for float32.
     """
     check_utterance_id(utterance, "archive")
     file.write(f"{utterance} ".encode())

@@ -1,8 +1,4 @@
-"""The equations of a GRU and an LSTM for packed_rnn: the loops over time, and the derivatives of the gates.
-
-In the comments on shapes, frames are rows of packed data, batch the sequences still running at a step, and chunks the
-column shares of the recurrent product, one for every thread, each hidden / chunks wide.
-"""
+"""The equations of a GRU and an LSTM for packed_rnn (see there for the shapes): loops over time, and derivatives."""
 
 import math
 
@@ -13,7 +9,7 @@ aten = torch.ops.aten
 
 
 class GRUCell:
-    """Gates lie in columns n, r, z, hn, with n = tanh(n's part of x + r * hn) and h = (1 - z) * n + z * h_prev.
+    """Columns n, r, z, hn of the gates, with n = tanh(n's part of x + r * hn) and h = (1 - z) * n + z * h_prev.
 
     The input's product fills the first three, the recurrent product the last three.
     """
@@ -96,7 +92,7 @@ class GRUCell:
 
 
 class LSTMCell:
-    """Gates lie in columns o, i, f, g, and behind them the cell c = f * c_prev + i * g; h = o * tanh(c)."""
+    """Columns o, i, f, g of the gates, and behind them the cell c = f * c_prev + i * g; h = o * tanh(c)."""
 
     num_states, num_columns = 2, 5
 

@@ -25,7 +25,12 @@ def run_layer(
     """
     is_lstm = isinstance(rnn, nn.LSTM)
     if state and packing is None and len(frames) == 1:
-        return _run_step(rnn, frames[0], state)
+        # oneDNN, which runs a whole LSTM on a CPU, reorders the weights at every call: three times the work of a step
+        weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0
+        run_step = torch.lstm_cell if is_lstm else torch.gru_cell
+        state = run_step(frames[0], state if is_lstm else state[0], *weights)
+        state = state if is_lstm else (state,)
+        return state[0].unsqueeze(0), state
     hx = tuple(part.unsqueeze(0) for part in state) or None
     if hx and not is_lstm:
         hx = hx[0]
@@ -35,16 +40,3 @@ def run_layer(
         packed, hx = packed_rnn(rnn, packing.sequence(frames), hx)
         output = packed.data
     return output, tuple(part.squeeze(0) for part in (hx if is_lstm else (hx,)))
-
-
-def _run_step(rnn: nn.GRU | nn.LSTM, frame: Tensor, state: State) -> tuple[Tensor, State]:
-    """Run one time step, (batch, input_size), with little work around its matrix products.
-
-    oneDNN, which runs a whole LSTM on a CPU, reorders the weights at every call: three times the work of one step.
-    """
-    weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0
-    if isinstance(rnn, nn.LSTM):
-        state = torch.lstm_cell(frame, state, *weights)
-    else:
-        state = (torch.gru_cell(frame, state[0], *weights),)
-    return state[0].unsqueeze(0), state

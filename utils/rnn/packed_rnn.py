@@ -1,21 +1,19 @@
 """A GRU or LSTM layer over packed sequences whose cost on a CPU is linear in their length.
 
-PyTorch's CPU kernel for a packed sequence takes a slice of the packed data at every time step, and the backward
-of every slice fills a gradient of the whole sequence, so a training step is quadratic in length (pytorch issue
-149194). Here the backward is written by hand, once for the whole layer:
+PyTorch's CPU kernel for a packed sequence takes a slice of the packed data at every time step, and the backward of
+every slice fills a gradient of the whole sequence, so a training step is quadratic in length (pytorch issue 149194).
+Here the backward is written by hand, once for the whole layer:
 
-- Time steps are handled in blocks of about a thousand frames, small enough to stay in cache. What does not
-  depend on the recurrence is one operation a block: the input projection before the time loop; in the backward
-  the derivatives of the gates before it, and the gradients of weights and inputs after it.
-- The loop over time is left with one small matrix product and a handful of element-wise operations a step. The
-  product is a batch of as many products as there are threads, each with its own contiguous share of the weight's
-  columns and of the result: on MKL this takes two thirds of the time of one product (which splits its rows badly,
-  as does a batch that writes into a view), and less than half of that of one with a transposed weight.
+- Time steps are handled in blocks of about a thousand frames, small enough to stay in cache. What does not depend on
+  the recurrence is one operation a block: the input projection before the time loop; in the backward the derivatives
+  of the gates before it, and the gradients of weights and inputs after it.
+- A step of the loop is one small matrix product and a few element-wise operations. The product is a batch with one
+  product for each thread, which has its own contiguous share of the weight's columns and of the result: on MKL two
+  thirds of the time of one product, and less than half of that of one with a transposed weight.
 
-Parameters stay in nn.GRU and nn.LSTM, so checkpoints do not change, and a GPU keeps cuDNN.
-
-In the comments on shapes, frames are the rows of PackedSequence.data, batch the sequences still running at a
-step, and chunks the column shares of the recurrent product, each hidden / chunks wide.
+Parameters stay in nn.GRU and nn.LSTM, so checkpoints do not change, and a GPU keeps cuDNN. In the comments on shapes,
+frames are the rows of PackedSequence.data, batch the sequences still running at a step, and chunks the column shares
+of the recurrent product, each hidden / chunks wide.
 """
 
 from typing import NamedTuple
@@ -33,48 +31,41 @@ FRAMES_PER_BLOCK = 1024  # enough for a fast matrix product, few enough for the 
 def packed_rnn(
     rnn: nn.GRU | nn.LSTM, packed: PackedSequence, hx: Tensor | tuple[Tensor, Tensor] | None = None
 ) -> tuple[PackedSequence, Tensor | tuple[Tensor, Tensor]]:
-    """Compute `rnn(packed, hx)`, fast on a CPU in training and in inference.
+    """Compute `rnn(packed, hx)`: packed outputs (frames, hidden_size), and the final state in the form of hx.
 
     Args:
         rnn: one layer, one direction, with biases, in float32 or float64 on a CPU is computed here; any other is
             called. Under autocast a layer on a CPU computes in the precision of its weights.
         packed: data (frames, input_size).
         hx: the initial state (1, batch, hidden_size) of a GRU, a pair of them for an LSTM; zeros if None.
-
-    Returns:
-        The packed outputs (frames, hidden_size), and the final state in the form of hx.
     """
     if torch.is_autocast_enabled("cpu") and packed.data.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
             return packed_rnn(rnn, packed._replace(data=packed.data.to(rnn.weight_hh_l0.dtype)), hx)
     if not _is_supported(rnn, packed.data):
         return rnn(packed, hx)
-    data, batch_sizes, sorted_indices, unsorted_indices = packed
-    cell = GRUCell if isinstance(rnn, nn.GRU) else LSTMCell
-    sizes = batch_sizes.tolist()
+    data, batch_sizes, order, inverse = packed
+    cell, sizes = GRUCell if isinstance(rnn, nn.GRU) else LSTMCell, batch_sizes.tolist()
     if hx is None:
         state = [data.new_zeros(sizes[0], rnn.hidden_size)] * cell.num_states  # each (batch, hidden)
     else:
         rnn.check_forward_args(data, hx, batch_sizes)
         state = [hx[0]] if cell is GRUCell else [hx[0][0], hx[1][0]]
-        if sorted_indices is not None:
-            state = [part.index_select(0, sorted_indices) for part in state]
-
+        if order is not None:
+            state = [part.index_select(0, order) for part in state]
     tensors = (data, rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0, *state)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         output, *state = _PackedRNN.apply(cell, sizes, *tensors)
     elif sizes[0] == 1:  # products of a single row are not faster here
         batch_dim = 0 if rnn.batch_first else 1
         output, final = rnn(data.unsqueeze(batch_dim), hx)
-        return PackedSequence(output.squeeze(batch_dim), batch_sizes, sorted_indices, unsorted_indices), final
+        return packed._replace(data=output.squeeze(batch_dim)), final
     else:
         output, state, _ = _forward(cell, sizes, *tensors, keep_gates=False)
-
-    if unsorted_indices is not None:
-        state = [part.index_select(0, unsorted_indices) for part in state]
-    state = [part.unsqueeze(0) for part in state]
-    packed_output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-    return packed_output, state[0] if cell is GRUCell else tuple(state)
+    if inverse is not None:
+        state = [part.index_select(0, inverse) for part in state]
+    state = tuple(part.unsqueeze(0) for part in state)
+    return packed._replace(data=output), state[0] if cell is GRUCell else state
 
 
 def _is_supported(rnn: nn.RNNBase, data: Tensor) -> bool:
@@ -92,7 +83,7 @@ class _Block(NamedTuple):
     """A run of time steps that are processed together."""
 
     sizes: list[int]  # sequences still running at each step
-    rows: slice  # of its frames
+    rows: slice  # its frames
     num_frames: int
     size_before: int  # sequences running at the step before its first; 0 at the start
 
@@ -110,8 +101,7 @@ def _blocks(sizes: list[int]) -> list[_Block]:
 
 
 def _forward(cell, sizes, data, w_ih, w_hh, b_ih, b_hh, *state, keep_gates):
-    """Compute output (frames, hidden), the final states (batch, hidden), and the gates (of the last block only,
-    unless keep_gates)."""
+    """Compute output (frames, hidden), the final states (batch, hidden), and the gates if keep_gates."""
     hidden, blocks = w_hh.size(1), _blocks(sizes)
     output = data.new_empty(data.size(0), hidden)
     num_rows = data.size(0) if keep_gates else max(block.num_frames for block in blocks)

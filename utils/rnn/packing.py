@@ -10,37 +10,22 @@ from utils.system.errors import InputError, one_line
 
 
 class Packing(NamedTuple):
-    """The true frames of a padded batch in packed order: by time, then by decreasing length.
+    """The true frames of a padded batch in packed order: by time, then by decreasing length."""
 
-    Attributes:
-        index: int64 (frames,), the position of each packed frame in the batch flattened to (batch * seq_len, ...).
-        batch_sizes: int64 (longest,), on the CPU: number of utterances that have a frame at each time.
-        sorted_indices: int64 (batch,), the utterances by decreasing length.
-        unsorted_indices: int64 (batch,), its inverse.
-    """
-
-    index: torch.Tensor
-    batch_sizes: torch.Tensor
-    sorted_indices: torch.Tensor
-    unsorted_indices: torch.Tensor
+    index: torch.Tensor  # int64 (frames,): positions of the frames in the batch flattened to (batch * seq_len, ...)
+    batch_sizes: torch.Tensor  # int64 (longest,), on the CPU: number of utterances that have a frame at each time
+    sorted_indices: torch.Tensor  # int64 (batch,): the utterances by decreasing length
+    unsorted_indices: torch.Tensor  # int64 (batch,): its inverse
 
     @classmethod
     def from_lengths(cls, lengths: torch.Tensor, seq_len: int, device: torch.device) -> "Packing":
-        """Find the packed order of a padded batch.
-
-        Args:
-            lengths: int64 (batch,), on the CPU, each from 1 to seq_len.
-            seq_len: frames in each padded utterance.
-            device: the device of the frames.
-        """
+        """The packed order of a batch padded to seq_len, with frames on `device`; lengths as of `check_lengths`."""
         decreasing, order = torch.sort(lengths, descending=True, stable=True)  # (batch,), (batch,)
-        longest = int(decreasing[0])
-        is_true = torch.arange(longest)[:, None] < decreasing[None, :]  # (longest, batch)
+        is_true = torch.arange(int(decreasing[0]))[:, None] < decreasing[None, :]  # (longest, batch)
         times, ranks = is_true.nonzero(as_tuple=True)  # (frames,), (frames,): by time, then by rank
         index = order[ranks] * seq_len + times  # (frames,)
-        indices = (part.to(device, non_blocking=True) for part in (index, order, torch.argsort(order)))
-        index, sorted_indices, unsorted_indices = indices
-        return cls(index, is_true.sum(1), sorted_indices, unsorted_indices)
+        index, order, inverse = (part.to(device, non_blocking=True) for part in (index, order, torch.argsort(order)))
+        return cls(index, is_true.sum(1), order, inverse)
 
     def sequence(self, frames: torch.Tensor) -> PackedSequence:
         """Wrap packed frames (frames, size) as PyTorch's recurrent layers take them."""
@@ -48,12 +33,7 @@ class Packing(NamedTuple):
 
 
 def check_lengths(lengths: torch.Tensor | Sequence[int], batch: int, seq_len: int) -> torch.Tensor:
-    """Check the lengths of a batch, and return them as int64 (batch,) on the CPU.
-
-    Args:
-        lengths: (batch,), a tensor on any device or a sequence of ints, in any order.
-        batch: number of utterances.
-        seq_len: frames in each padded utterance.
+    """Return the lengths of a batch padded to seq_len, of any device and integer type, as int64 (batch,) on the CPU.
 
     Raises:
         ValueError: lengths that are not integers, not one per utterance, or not from 1 to seq_len.
@@ -66,9 +46,9 @@ def check_lengths(lengths: torch.Tensor | Sequence[int], batch: int, seq_len: in
         raise InputError(f"lengths are {lengths.dtype}: frames are counted in integers")
     if lengths.shape != (batch,):
         raise InputError(f"lengths have shape {tuple(lengths.shape)} but the batch has {batch} utterances")
-    lengths = lengths.to(torch.int64)
     if batch == 0 or seq_len == 0:
         raise InputError(f"an empty batch: {batch} utterances of {seq_len} frames")
+    lengths = lengths.to(torch.int64)
     wrong = (lengths < 1) | (lengths > seq_len)
     if wrong.any():
         utterance = int(wrong.nonzero()[0])

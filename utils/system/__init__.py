@@ -2,7 +2,8 @@
 
 errors       InputError, Stopped, one_line, run_script: how a script ends
 files        atomic_write, lock_directory, read_json, write_json, remove_made, check_utterance_id
-untrusted    load_untrusted, read_bytes: files that may come from strangers
+reading      open_regular, read_bytes, read_span: files that may be missing, unreadable, or no files
+untrusted    load_untrusted: PyTorch files that may be hostile
 signals      StopRequest: SIGINT and SIGTERM as a request; start_worker
 workers      ordered_map: the same work on many things in several processes
 arguments    HelpFormatter and the types of command lines

@@ -1,16 +1,17 @@
-"""What the scripts' command lines share."""
+"""Types and options of the scripts' command lines."""
 
 import argparse
 import contextlib
 import math
+from collections.abc import Callable
 
 MAX_SIZE = 1 << 16  # of a layer or a frame: three such recurrent layers take 300 GB
-MAX_INTEGER = (1 << 63) - 1
 MAX_COUNT = 1 << 10  # of layers, parts of a batch or processes
+MAX_INTEGER = (1 << 63) - 1
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the description's lines, and tells an option's default where it has one."""
+    """Keep the description's lines, and add the default of an option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -20,29 +21,22 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: {default})".replace("%", "%%") if "%" not in text else text
 
 
-def positive(text: str) -> int:
-    """An integer of 1 or more."""
-    return _at_least(1, text)
+def _integer(least: int, most: int = MAX_INTEGER) -> Callable[[str], int]:
+    limits = f"of {least} or more" if most == MAX_INTEGER else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdecimal() or not least <= (number := int(text[:20])) <= most:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number {limits}")
+        return number
+
+    return parse
 
 
-def natural(text: str) -> int:
-    """An integer of 0 or more."""
-    return _at_least(0, text)
-
-
-def size(text: str) -> int:
-    """The size of a layer or a frame."""
-    return _at_least(1, text, MAX_SIZE)
-
-
-def positive_count(text: str) -> int:
-    """A number of layers or parts."""
-    return _at_least(1, text, MAX_COUNT)
-
-
-def count(text: str) -> int:
-    """A number of layers or processes, perhaps none."""
-    return _at_least(0, text, MAX_COUNT)
+positive = _integer(1)
+natural = _integer(0)
+size = _integer(1, MAX_SIZE)
+positive_count = _integer(1, MAX_COUNT)
+count = _integer(0, MAX_COUNT)
 
 
 def positive_float(text: str) -> float:
@@ -55,20 +49,12 @@ def positive_float(text: str) -> float:
 
 def fraction(text: str) -> float:
     """A number above 0 and up to 1."""
-    number = positive_float(text)
-    if number > 1:
+    if (number := positive_float(text)) > 1:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is above 1")
     return number
 
 
-def _at_least(least: int, text: str, most: int = MAX_INTEGER) -> int:
-    if not text.isascii() or not text.isdecimal() or not least <= (number := int(text[:20])) <= most:
-        limits = f"of {least} or more" if most == MAX_INTEGER else f"from {least} to {most}"
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number {limits}")
-    return number
-
-
 def add_residual_option(parser: argparse.ArgumentParser) -> None:
-    """What the weights of a checkpoint do not show."""
-    parser.add_argument("--residual", action=argparse.BooleanOptionalAction, default=None,
-        help="Whether the model has residual connections, where no config.json or file name tells.")  # fmt: skip
+    """Add --residual: the weights of a checkpoint do not show it."""
+    text = "Whether the model has residual connections, where no config.json or file name tells."
+    parser.add_argument("--residual", action=argparse.BooleanOptionalAction, default=None, help=text)

@@ -8,16 +8,12 @@ from utils.system.errors import InputError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that --device names; 'auto' is CUDA where there is one.
-
-    Raises:
-        InputError: there is no such device.
-    """
+    """The device that --device names, CUDA for "auto" where there is one. Raises InputError for an unknown one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
-        raise InputError(f"--device {name}: give auto, cpu, cuda or cuda:i")
+        raise InputError("give auto, cpu, cuda or cuda:i", f"--device {name}")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise InputError(f"this machine has {torch.cuda.device_count()} CUDA devices", f"--device {name}")
     return device

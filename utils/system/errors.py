@@ -7,20 +7,18 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from signal import SIGINT
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
-EXIT_SIGNAL_BASE = 128  # a process that ends by signal n exits with 128 + n: what shells and schedulers expect
-OUT_OF_MEMORY = re.compile("(can't allocate|not enough|out of) memory")  # what PyTorch's allocators say
+EXIT_SIGNAL_BASE = 128  # exit code of a process that ends by signal n: 128 + n, as shells and schedulers expect
+OUT_OF_MEMORY = re.compile("(can't allocate|not enough|out of) memory")  # messages of PyTorch's allocators
 
 
 class InputError(ValueError):
     """A mistake that the user can fix: a bad file, option or size. Its text is one line that says what to do.
 
-    Args:
-        reason: what is wrong.
-        location: the file, or file:line, that it is about; the text begins with it.
-        details: lines to print before it, such as every clash where the reason names the first.
+    The text is `location` (a file, or file:line) and `reason`; `details` are lines to print before it.
     """
 
     def __init__(self, reason: object, location: str = "", details: Sequence[str] = ()) -> None:
@@ -29,12 +27,7 @@ class InputError(ValueError):
 
 
 class Stopped(Exception):
-    """A signal asked the script to stop, and what was done so far is saved.
-
-    Args:
-        signum: the signal, for the exit code.
-        message: how to continue, one line.
-    """
+    """Signal `signum` stopped the script, and what was done so far is saved; `message` says how to continue."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -55,7 +48,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         sys.exit(_exit_code(main))
-    # Threads of PyTorch's process group may still want to free a tensor, and abort when the interpreter has ended
+    # Threads of PyTorch's process group that still free a tensor when the interpreter has ended abort: skip its end
     try:
         code = _exit_code(main)
     except SystemExit as leaving:
@@ -71,30 +64,25 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 def _exit_code(main: Callable[[], None]) -> int:
     """Run main(), and print why it ended early."""
-    name = Path(sys.argv[0]).name
+    code = EXIT_USER_ERROR
     try:
         main()
+        return 0
     except InputError as error:
         for line in error.details:
             print(one_line(line, 1000), file=sys.stderr)
-        return _tell(f"{name}: error: {one_line(error)}", EXIT_USER_ERROR)
+        message = f"error: {one_line(error)}"
     except Stopped as stop:
-        return _tell(f"{name}: {one_line(stop)}", EXIT_SIGNAL_BASE + stop.signum)
+        message, code = one_line(stop), EXIT_SIGNAL_BASE + stop.signum
     except KeyboardInterrupt:
-        return _tell(f"{name}: interrupted", EXIT_SIGNAL_BASE + 2)
+        message, code = "interrupted", EXIT_SIGNAL_BASE + SIGINT
     except OSError as error:
-        if error.errno is None:  # not the system's word but a library's: keep its traceback
+        if error.errno is None:  # raised by a library, not by the system: keep its traceback
             raise
-        about = f": {error.filename}" if error.filename else ""
-        return _tell(f"{name}: error: {one_line(error.strerror)}{about}", EXIT_USER_ERROR)
+        message = f"error: {one_line(error.strerror)}" + (f": {error.filename}" if error.filename else "")
     except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
-        advice = f"too little memory: choose smaller sizes or batches ({one_line(error, 200)})"
-        return _tell(f"{name}: error: {advice}", EXIT_USER_ERROR)
-    return 0
-
-
-def _tell(line: str, code: int) -> int:
-    print(line, file=sys.stderr)
+        message = f"error: too little memory: choose smaller sizes or batches ({one_line(error, 200)})"
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     return code

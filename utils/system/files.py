@@ -3,22 +3,23 @@
 import contextlib
 import json
 import os
-import re
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from utils.system.errors import InputError, one_line
+from utils.system.reading import read_bytes
 
 try:
     import fcntl
 except ImportError:  # Windows has no fcntl: there, a directory is not locked
     fcntl = None
 
-TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".writing-", ".tmp"
+TEMPORARY_FILES = ".writing-*.tmp"
 LOCK_FILE = ".lock"
 MAX_JSON_BYTES = 64 << 20
 MAX_NAME_BYTES = 200  # file systems allow 255: leaves room for an ending and a temporary name
@@ -26,54 +27,34 @@ MAX_NAME_BYTES = 200  # file systems allow 255: leaves room for an ending and a 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that replaces `path` only when the block ends without an error.
+    """Open a binary file that replaces `path` only when the block ends without an error.
 
-    Written beside, flushed to the disk, then renamed: a reader, a full disk or a killed process never sees half a
-    file. A symbolic link at `path` is replaced, not followed.
-
-    Yields:
-        A binary file.
-
-    Raises:
-        OSError: the disk is full or the directory cannot be written; nothing is left behind.
+    Written beside it, flushed to the disk, then renamed: a reader, a full disk or a killed process never sees half a
+    file. A symbolic link at `path` is replaced, not followed. Where an OSError is raised, nothing is left behind.
     """
     path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(TEMPORARY_SUFFIX, TEMPORARY_PREFIX, path.parent)
+    temporary = path.parent / TEMPORARY_FILES.replace("*", secrets.token_hex(8))
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, temporary):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
 
 
 def make_way_for(path: Path, reads: Path | None = None) -> None:
-    """See to it before the work that its result can be written: make the directory of a file to come.
-
-    Args:
-        path: the file to come.
-        reads: a file that the work reads.
-
-    Raises:
-        InputError: the path is a directory itself, or the file that is read.
-    """
+    """Make the directory of a file to come. Raises InputError if it is a directory, or the file that the work reads."""
     if path.is_dir():
         raise InputError(f"{path} is a directory: give a file to write")
     if reads and path.exists() and path.samefile(reads):
         raise InputError(f"{path} is the file to read: give another one to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager
@@ -88,12 +69,12 @@ def naming_file(path: Path) -> Iterator[None]:
 
 def remove_leftovers(directory: Path) -> None:
     """Remove the temporary files of processes that were killed while writing. Call it with the directory locked."""
-    for leftover in directory.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
+    for leftover in directory.glob(TEMPORARY_FILES):
         leftover.unlink(missing_ok=True)
 
 
 def remove_made(directory: Path, names: Iterable[str]) -> None:
-    """Remove what was made in a directory, in this order. The names that are not there are ignored."""
+    """Remove files and directories that were made in a directory, in this order; missing ones are ignored."""
     for name in names:
         path = directory / name
         if path.is_dir() and not path.is_symlink():
@@ -105,8 +86,7 @@ def remove_made(directory: Path, names: Iterable[str]) -> None:
 def other_files(directory: Path) -> set[str]:
     """The names in a directory, other than the lock and temporary files."""
     names = {path.name for path in directory.iterdir()} if directory.exists() else set()
-    is_temporary = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}.*{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL).fullmatch
-    return {name for name in names if name != LOCK_FILE and not is_temporary(name)}
+    return {name for name in names if name != LOCK_FILE and not fnmatchcase(name, TEMPORARY_FILES)}
 
 
 def refuse_other_files(directory: Path, made: Iterable[str] = ()) -> None:
@@ -133,15 +113,12 @@ def refuse_special_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock_directory(directory: Path, what: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Own a directory for the length of the block. The system frees the lock when the process dies, however it does.
+    """Own a directory, made if missing, for the block. The system frees the lock however the process ends.
 
     Args:
-        directory: made if missing.
+        directory: the directory; InputError is raised where another process owns it.
         what: what the other process would be doing, for the error: "another run of this experiment".
         check: raises InputError where the directory is not to be used. Nothing is written there before.
-
-    Raises:
-        InputError: another process owns it.
     """
     lock = directory / LOCK_FILE
     refuse_special_file(lock)
@@ -165,17 +142,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object of at most 64 MiB.
-
-    Raises:
-        InputError: the file is missing, too large, damaged, or holds something other than an object.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} is missing or no file")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise InputError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: not a file of this project")
+    """Read a JSON object. Raises InputError if the file is missing, over 64 MiB, damaged, or holds something else."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path, MAX_JSON_BYTES))
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {one_line(error)}") from error
     if not isinstance(content, dict):
@@ -183,35 +154,22 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def check_utterance_id(utterance: str, where: str) -> str:
-    """An utterance id that is safe as a file name and in an archive, or an InputError that says where it stands.
-
-    Args:
-        utterance: the id.
-        where: file and line, for the error.
-    """
+def check_utterance_id(utterance: str, location: str) -> str:
+    """An utterance id that is safe as a file name and in an archive, or an InputError at `location`."""
     if " " in utterance:  # other white space cannot be printed
-        raise InputError(f"{where}: refused: the utterance id {one_line(repr(utterance), 80)} holds a space")
-    return check_name(utterance, where, "utterance id")
+        raise InputError(f"refused: the utterance id {one_line(repr(utterance), 80)} holds a space", location)
+    return check_name(utterance, location, "utterance id")
 
 
-def check_name(name: str, where: str, what: str) -> str:
-    """A name that is safe as a file name, or an InputError.
-
-    Args:
-        name: the name.
-        where: file and line, or option, for the error.
-        what: what the name is of, for the error.
-    """
-    reason = None
-    if not name or name.startswith("."):
-        reason = "is empty or starts with a dot"
-    elif any(c in name for c in "/\\\0") or ".." in name:
-        reason = "holds a path separator, '..' or a NUL"
-    elif not name.isprintable():
-        reason = "holds a character that cannot be printed"
-    elif len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
-        reason = f"is longer than {MAX_NAME_BYTES} bytes"
-    if reason:
-        raise InputError(f"{where}: refused: the {what} {one_line(repr(name), 80)} {reason}")
+def check_name(name: str, location: str, what: str) -> str:
+    """A name of `what` that is safe as a file name, or an InputError at `location` (a file and line, or an option)."""
+    wrong = {
+        "is empty or starts with a dot": not name or name.startswith("."),
+        "holds a path separator, '..' or a NUL": any(part in name for part in ("/", "\\", "\0", "..")),
+        "holds a character that cannot be printed": not name.isprintable(),
+        f"is longer than {MAX_NAME_BYTES} bytes": len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES,
+    }
+    for reason, is_wrong in wrong.items():
+        if is_wrong:
+            raise InputError(f"refused: the {what} {one_line(repr(name), 80)} {reason}", location)
     return name

@@ -7,10 +7,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def reuse_freed_memory() -> None:
-    """Asks the C library to keep the memory that tensors free for the next ones, instead of giving it back.
+    """Let the C library keep the memory that tensors free for the next ones; does nothing where there is no glibc.
 
     By default glibc maps every large tensor anew, and the kernel clears it page by page: at 1600 frames a third of
-    the time of a training step. For programs that prepare, train or extract; where there is no glibc, nothing changes.
+    the time of a training step.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)

@@ -25,6 +25,8 @@ def reading(path: str | Path) -> Iterator[None]:
     """Turn an OSError of the block, which reads a file, into an InputError that names the file."""
     try:
         yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{one_line(path, 300)} does not exist") from error
     except OSError as error:
         raise InputError(f"{one_line(path, 300)} cannot be read: {error.strerror or error}") from error
 
@@ -38,20 +40,13 @@ def open_regular(path: str | Path) -> BinaryIO:
     path = Path(path)
     try:
         with reading(path):
-            return _open_regular(path)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
+            if stat.S_ISREG(path.stat().st_mode):
+                return path.open("rb")
+    except InputError:
+        raise
+    except ValueError as error:  # a NUL, or a character that no file name can hold
         raise InputError(f"{one_line(repr(str(path)), 120)} is not a file name") from error
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path} is not a file")
-        return path.open("rb")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path} does not exist") from error
+    raise InputError(f"{path} is not a file")
 
 
 def read_span(path: str | Path, offset: int, size: int) -> bytes:
@@ -61,21 +56,9 @@ def read_span(path: str | Path, offset: int, size: int) -> bytes:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """A whole file of at most `max_bytes`.
-
-    Raises:
-        InputError: there is no such file, it is larger, it is a directory, pipe or device, or it cannot be read.
-    """
-    try:
-        if path.exists() and not path.is_file():  # a pipe or device could be read for ever
-            raise InputError(f"{path} is not a file")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read(size) if size <= max_bytes else b""
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"{path} is missing") from error
-    except OSError as error:  # no permission, or a disk that fails
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if size > max_bytes:
-        raise InputError(f"{path} is larger than {max_bytes >> 20} MiB: not a file of this project")
-    return content
+    """A whole file. Raises InputError as `open_regular` does, and if it is larger than `max_bytes`."""
+    with reading(path), open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= max_bytes:
+            return file.read(size)
+    raise InputError(f"{path} is larger than {max_bytes >> 20} MiB: not a file of this project")

@@ -8,7 +8,7 @@ import threading
 import time
 from types import FrameType
 
-from utils.system.errors import Stopped
+from utils.system.errors import EXIT_SIGNAL_BASE, Stopped
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 WORKER_GRACE = 30  # seconds
@@ -18,12 +18,10 @@ LOOK_EVERY = 0.5  # seconds
 class StopRequest:
     """A context in which the first SIGINT or SIGTERM is noted and a second one stops the process at once.
 
-    A loop asks `check()` where its work is whole:
-
         with StopRequest("run the same command again to continue") as stop:
             for batch in batches:
                 work(batch)
-                stop.check()
+                stop.check()  # where the work is whole
 
     Args:
         how_to_continue: what the user is told.
@@ -49,35 +47,35 @@ class StopRequest:
     def _note(self, signum: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - self._first >= self.patience:
-            os._exit(128 + signum)
+            os._exit(EXIT_SIGNAL_BASE + signum)
         self._first = min(self._first, now)
         self.signum = self.signum or signum
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
         if self.signum is not None:
-            told = f"stopped by {signal.Signals(self.signum).name}"
-            raise Stopped(self.signum, f"{told}; {self.how_to_continue}" if self.how_to_continue else told)
+            message = f"stopped by {signal.Signals(self.signum).name}"
+            raise Stopped(self.signum, f"{message}; {self.how_to_continue}" if self.how_to_continue else message)
 
 
 def start_worker(*_: object) -> None:
-    """What a worker process does first: leave signals to its parent, and see to it that it ends when the parent does.
+    """Leave signals to the parent of this worker process, and end it with the parent.
 
-    A terminal or scheduler sends signals to every process of the group. A worker lives on for WORKER_GRACE seconds
-    after SIGTERM, in which the parent finishes its step and lets it go. PyTorch's own watch over the parent does not
-    notice one that died while it was starting the worker.
+    A terminal or scheduler sends signals to every process of the group. After SIGTERM the parent has WORKER_GRACE
+    seconds to finish its step. PyTorch's own watch does not notice a parent that died while starting the worker.
     """
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))  # SIGALRM, not handled, ends the process
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def watch_launcher(pid: int) -> None:
-    """Send this process SIGTERM, which saves its work, when its parent is gone: a launcher that was killed.
-
-    Args:
-        pid: the parent's, read as early as possible.
-    """
+    """Send this process SIGTERM, which saves its work, when its parent `pid` is gone: a launcher that was killed."""
 
     def watch() -> None:
         while os.getppid() == pid:
@@ -85,8 +83,3 @@ def watch_launcher(pid: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -30,10 +30,7 @@ def ordered_map(
     Args:
         function: can be pickled, as can its jobs and results.
         jobs: drawn as they are needed.
-        num_workers: number of processes; 0 works in this one.
-
-    Raises:
-        InputError: a worker was killed, for instance for want of memory.
+        num_workers: number of processes; 0 works in this one. InputError is raised if one of them is killed.
     """
     if num_workers == 0:
         for job in jobs:
@@ -59,23 +56,20 @@ def _in_order(
     """Yield (job, result) with at most `window` jobs under way."""
     under_way: deque[tuple[Job, concurrent.futures.Future]] = deque()
     jobs, failure = iter(jobs), None
-    while True:
-        while failure is None and len(under_way) < window:
-            try:
+    while under_way or failure is None:
+        try:
+            while failure is None and len(under_way) < window:
                 job = next(jobs)
-            except BaseException as error:  # StopIteration among them
-                failure = error
-                break
-            under_way.append((job, executor.submit(function, job)))
-        if not under_way:
-            break
-        job, future = under_way.popleft()
-        yield job, future.result()
+                under_way.append((job, executor.submit(function, job)))
+        except BaseException as error:  # StopIteration among them
+            failure = error
+        if under_way:
+            job, future = under_way.popleft()
+            yield job, future.result()
     if not isinstance(failure, StopIteration):
         raise failure
 
 
 def _start_worker() -> None:
-    """One thread a worker."""
     start_worker()
     torch.set_num_threads(1)
