@@ -65,7 +65,9 @@ def _read_id(raw: bytes, location: str) -> str:
 def _truncated(reader: ByteReader, name: str, location: str) -> Unreadable:
     """The matrix in the middle of which a file ends, or its compressed data is damaged."""
     if len(reader.peek(MAX_UTTERANCE_BYTES + 1)) > MAX_UTTERANCE_BYTES:
-        raise InputError(f"utterance {one_line(name, 80)} has over {MAX_UTTERANCE_BYTES >> 20} MiB of text", location)
+        raise InputError(
+            f"utterance {one_line(name, 80)} has more than {MAX_UTTERANCE_BYTES >> 20} MiB of text", location
+        )
     reader.take(MAX_UTTERANCE_BYTES)
     return Unreadable(f"{TRUNCATED} ({reader.damage})" if reader.damage else TRUNCATED)
 
