@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    """Read the command line: this script's options, and those of the training."""
+    """This script's options, and those it hands on to training."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, help="Runs of each.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of the table.")
@@ -77,14 +77,15 @@ def train(arguments: list[str], order: str) -> list[tuple[float, float]]:
     """Train once: the seconds spent, and the validation loss, at the end of each epoch."""
     flag = "--bucketing" if order == "bucketed" else "--no-bucketing"
     with tempfile.TemporaryDirectory() as directory:
-        args = train_apc.parse_training_options([*arguments, flag, "--store_path", directory])
+        args = train_apc.parse_arguments([*arguments, flag, "--store_path", directory])
         sets, ranks = train_apc.load_sets(args), train_apc.Ranks(args.device)
-        config = train_apc.make_config(args, sets, ranks)
+        config = train_apc.make_config(args, sets, ranks.size)
         with (
+            train_apc.BatchReader(args.load_data_workers) as reader,
             train_apc.StopRequest() as stop,
             train_apc.Experiment(args.store_path, args.experiment_name, config) as experiment,
         ):
-            trainer = Timed(args, experiment, sets, ranks)
+            trainer = Timed(args, experiment, sets, reader, ranks)
             trainer.run(stop)
     return trainer.history
 

@@ -68,7 +68,7 @@ def test_a_fraction_is_a_fixed_subset_whatever_the_order(tmp_path):
 def test_a_fraction_is_said_in_log_and_config(workplace, monkeypatch):
     train(monkeypatch, "--train_fraction", 0.5)
     assert (
-        "8 utterances, 0.00 hours, 1 left out (of 1 frames or fewer), 9 not drawn (0.5 are, by seed 0)"
+        "8 utterances, 0.00 hours, 1 skipped (of 1 frames or fewer), 9 not drawn (0.5 are, by seed 0)"
         in LOG.read_text()
     )
     assert json.loads(CONFIG.read_text())["train_fraction"] == 0.5

@@ -60,9 +60,9 @@ def test_a_set_that_was_made_otherwise_is_told_apart(prepared):
     assert LibriSpeech(prepared).fingerprint() != before
 
 
-def test_utterances_too_short_to_train_on_are_left_out_and_counted(prepared):
+def test_utterances_too_short_to_train_on_are_skipped_and_counted(prepared):
     dataset = LibriSpeech(prepared, longer_than=5)
-    assert dataset.left_out == 3 and min(dataset.lengths) == 8
+    assert dataset.num_skipped == 3 and min(dataset.lengths) == 8
     with pytest.raises(InputError, match="no utterance of more than 40 frames"):
         LibriSpeech(prepared, longer_than=40)
 

@@ -45,11 +45,12 @@ def start(size, options, directory, faults=None):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    return [
-        runs().start("train_apc", options[rank] if isinstance(options, list) else options.split(), directory,
-                     (faults or {}).get(rank), address | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(size)
-    ]  # fmt: skip
+    pids = []
+    for rank in range(size):
+        arguments = options[rank] if isinstance(options, list) else options.split()
+        environment = address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        pids.append(runs().start("train_apc", arguments, directory, (faults or {}).get(rank), environment))
+    return pids
 
 
 def train(size, options, directory, faults=None) -> list[Ended]:
@@ -131,9 +132,9 @@ def assert_lost(killed, *others):
         assert re.search(r"error: process . of 3 has lost another one.*--resume\n$", ended.errors), ended.errors
 
 
-def assert_told(told, first, *others):
-    """An error of one is an error of all, which the first tells."""
-    assert first.code == 2 and re.search(f"error: .*{told}.*--resume\n$", first.errors), first.errors
+def assert_reported(message, first, *others):
+    """An error of one is an error of all, which the first reports."""
+    assert first.code == 2 and re.search(f"error: .*{message}.*--resume\n$", first.errors), first.errors
     assert all((ended.code, ended.errors) == (2, "") for ended in others), others
 
 
@@ -148,9 +149,9 @@ def test_whatever_strikes_one_process_ends_all_and_they_resume_bit_for_bit(tmp_p
     killed, *others = reversed(train(3, DROPOUT, cut, {2: kill}))
     assert_lost(killed, *others)
     file.write_bytes(b"damaged")
-    assert_told("spk0-0006.pt is damaged", *train(3, DROPOUT, cut))
+    assert_reported("spk0-0006.pt is damaged", *train(3, DROPOUT, cut))
     save_tensor(file, good.index_fill(0, torch.tensor(3), TOO_LARGE))
-    assert_told("loss inf.*spk0-0006", *train(3, DROPOUT, cut))
+    assert_reported("loss inf.*spk0-0006", *train(3, DROPOUT, cut))
     save_tensor(file, good)
     assert_lost(*train(3, DROPOUT, cut, {0: kill}))
     assert_done(train(3, DROPOUT, cut))
@@ -160,13 +161,13 @@ def test_whatever_strikes_one_process_ends_all_and_they_resume_bit_for_bit(tmp_p
 
 def test_what_cannot_be_trained_is_refused_by_all_in_one_line(tmp_path):
     make_workplace(tmp_path)
-    for options, told in (
+    for options, message in (
         ([OPTIONS.split(), [*OPTIONS.split(), "--learning_rate", "1"]], "learning_rate is 1.0, and 0.01 on the first"),
         ([OPTIONS.split(), [*OPTIONS.split(), "--val_split", "nowhere"]], "split nowhere"),
     ):
         first, other = train(2, options, tmp_path)
         assert (first.code, other.code, other.errors) == (2, 2, "") and first.errors.count("\n") == 1
-        assert told in first.errors
+        assert message in first.errors
     assert not (tmp_path / "logs").exists()
 
 
@@ -217,7 +218,7 @@ def test_a_rank_ends_with_its_code_and_without_the_interpreters_finalisation():
 def test_struck_trainings_of_torchrun_never_hang_and_end_with_the_same_weights():
     """The short form of soak.py: the seed kills the launcher in the first second of training."""
     command = [sys.executable, ROOT / "tests/faults/soak.py", "--minutes", "0", "--processes", "2", "--workers", "2"]
-    ran = subprocess.run([*command, "--epochs", "60", "--strikes", "1", "--seed", "15"], capture_output=True, text=True)
+    ran = subprocess.run([*command, "--epochs", "20", "--strikes", "1", "--seed", "15"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

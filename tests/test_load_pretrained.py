@@ -20,8 +20,10 @@ from datasets import LibriSpeech
 from load_pretrained_model import load_pretrained
 from utils.corpus.prepared import load_lengths, load_tensor
 from utils.system.errors import InputError
-from utils.training.progress import Progress
-from utils.training.training_state import training_state
+from utils.training.arguments import SaveInterval
+from utils.training.checkpointing import Checkpointer, Progress
+from utils.training.distributed import Ranks
+from utils.training.experiment import NullExperiment
 
 SCRIPT = Path(__file__).parent.parent / "load_pretrained_model.py"
 
@@ -166,10 +168,9 @@ def test_a_training_state_is_a_checkpoint_too(tmp_path):
     model(*make_batch())[0].sum().backward()
     optimizer = torch.optim.Adam(model.parameters())
     optimizer.step()
-    torch.save(
-        training_state(Progress(step=4), model, optimizer, torch.amp.GradScaler("cpu", enabled=False)),
-        tmp_path / "foo__step_4.state",
-    )
+    parts = Progress(step=4), model, optimizer, torch.amp.GradScaler("cpu", enabled=False)
+    checkpointer = Checkpointer(NullExperiment(), Ranks("cpu"), SaveInterval("10m"), *parts)
+    torch.save(checkpointer.state_dict(), tmp_path / "foo__step_4.state")
     config = {"experiment_name": "foo", "rnn_residual": True, "time_shift": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = load_pretrained(tmp_path / "foo__step_4.state")

@@ -33,9 +33,10 @@ def validation_loss(name):
 
 def test_bf16_and_fp16_reach_the_validation_loss_of_fp32_on_real_speech(sample, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    base = (f"--librispeech_path {sample} --train_split train --val_split dev --rnn_hidden_size 32 "
-            "--prenet_num_layers 1 --rnn_residual --batch_size 2 --epochs 6 --learning_rate 2e-2"
-            " --load_data_workers 0")  # fmt: skip
+    base = (
+        f"--librispeech_path {sample} --train_split train --val_split dev --rnn_hidden_size 32 "
+        "--prenet_num_layers 1 --rnn_residual --batch_size 2 --epochs 6 --learning_rate 2e-2 --load_data_workers 0"
+    )
     for precision in ("fp32", "bf16", "fp16"):
         train(monkeypatch, "--precision", precision, "--experiment_name", precision, base=base)
     assert curves(LOGS / "fp32.dir")["epoch/val_loss"][0][1] > 1.1 * validation_loss("fp32")
@@ -69,7 +70,7 @@ def test_a_gradient_scale_that_is_too_large_is_lowered_and_no_error(workplace, m
     assert 1 <= state["scaler"]["scale"] < 2.0**40
     steps = [step for step, _ in curves(LOGS / "foo.dir")["step/loss"]]
     assert 50 < len(steps) < 100 and steps[-1] == 100
-    assert "left out step" not in (LOGS / "foo.dir/foo.log").read_text()
+    assert "skipped step" not in (LOGS / "foo.dir/foo.log").read_text()
 
 
 def test_data_that_are_not_finite_are_an_error_in_fp16_too(workplace, monkeypatch):
@@ -82,4 +83,4 @@ def test_data_that_are_not_finite_are_an_error_in_fp16_too(workplace, monkeypatc
 def test_the_log_says_in_which_precision(workplace, monkeypatch):
     train(monkeypatch, "--precision", "bf16", "--epochs", 0)
     assert "parameters, bf16, 1 process on cpu" in (LOGS / "foo.dir/foo.log").read_text()
-    assert "--precision" not in SMALL and train_apc.parse_training_options([]).precision == "fp32"
+    assert "--precision" not in SMALL and train_apc.parse_arguments([]).precision == "fp32"

@@ -8,8 +8,8 @@ from training_runs import curves, made, stop_at, train, weights
 
 import train_apc
 from utils.system.errors import InputError, Stopped
-from utils.training.progress import Progress
-from utils.training.schedules import PLATEAU_EPOCHS, rate_share
+from utils.training.checkpointing import Progress
+from utils.training.optimization import PLATEAU_EPOCHS, lr_factor
 
 LOGS = Path("logs")
 
@@ -20,19 +20,18 @@ def rates(name="foo"):
 
 
 def test_the_rate_rises_linearly_and_falls_along_a_cosine_to_zero():
-    shares = [rate_share(step, "cosine", 4, 20) for step in range(20)]
+    shares = [lr_factor(step, "cosine", 4, 20) for step in range(20)]
     assert shares[:4] == [0.25, 0.5, 0.75, 1.0] and shares[4] == 1.0
     assert shares[12] == pytest.approx(0.5) and 0 < shares[19] < 0.02
     assert shares[4:] == sorted(shares[4:], reverse=True)
-    assert rate_share(20, "cosine", 4, 20) == pytest.approx(0, abs=1e-9)
-    assert [rate_share(step) for step in (0, 10**6)] == [1.0, 1.0]
+    assert lr_factor(20, "cosine", 4, 20) == pytest.approx(0, abs=1e-9)
+    assert [lr_factor(step) for step in (0, 10**6)] == [1.0, 1.0]
 
 
 def test_a_plateau_halves_the_rate_after_some_epochs_without_a_better_loss():
     progress, scales = Progress(), []
     for loss in [1.0, *[1.5] * (2 * PLATEAU_EPOCHS), 0.5, *[1.5] * PLATEAU_EPOCHS]:
-        progress.note_validation(loss, cuts_rate=True)
-        progress.next_epoch()
+        progress.end_epoch(loss, lowers_rate=True)
         scales.append(progress.rate_scale)
     n = PLATEAU_EPOCHS
     assert scales == [*[1.0] * n, *[0.5] * n, *[0.25] * (1 + n), 0.125]
@@ -41,7 +40,7 @@ def test_a_plateau_halves_the_rate_after_some_epochs_without_a_better_loss():
 @pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
 def test_a_schedule_goes_on_bit_for_bit_where_it_was_stopped(workplace, monkeypatch, schedule):
     """At a rate that is too high, so that there are plateaus."""
-    monkeypatch.setattr("utils.training.progress.PLATEAU_EPOCHS", 1)
+    monkeypatch.setattr("utils.training.checkpointing.PLATEAU_EPOCHS", 1)
     options = ("--lr_schedule", schedule, "--warmup_steps", 3, "--epochs", 8, "--patience", 7, "--learning_rate", 0.3)
     train(monkeypatch, *options, "--experiment_name", "whole")
     for step in (2, 10, 25):
@@ -93,7 +92,7 @@ def test_an_epochs_points_are_never_there_twice(workplace, monkeypatch):
         with pytest.raises(Stopped):
             train(patch, "--experiment_name", "cut")
     with monkeypatch.context() as patch:
-        patch.setattr(train_apc.Experiment, "save_state", crash)
+        patch.setattr(train_apc.Checkpointer, "save", crash)
         with pytest.raises(ZeroDivisionError):
             train(patch, "--experiment_name", "cut", "--resume")
     train(monkeypatch, "--experiment_name", "cut", "--resume")

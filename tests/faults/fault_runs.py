@@ -45,10 +45,9 @@ class Runs:
 
     def __init__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self.server = subprocess.Popen(
-            [sys.executable, Path(__file__).parent / "forking.py"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+        command = [sys.executable, Path(__file__).parent / "forking.py"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.server = subprocess.Popen(command, text=True, env=environment, **pipes)
         atexit.register(self.server.communicate)  # its stdin ends, and so does it
 
     def _ask(self, **request: Any) -> dict[str, Any]:

@@ -132,9 +132,8 @@ def wait(pid: int, run: Run) -> dict:
         else:
             time.sleep(POLL_S)
     moments = int.from_bytes(run.count[:8], "little")
-    return {
-        "code": code, "output": read_available(run.output), "errors": read_available(run.errors), "moments": moments
-    }  # fmt: skip
+    output, errors = read_available(run.output), read_available(run.errors)
+    return {"code": code, "output": output, "errors": errors, "moments": moments}
 
 
 def warm_up() -> None:

@@ -3,7 +3,8 @@
     python tests/faults/soak.py --minutes 30
 
 Each training is struck and resumed a few times, then left to end, and must have the same checkpoints as one that
-nothing disturbed. Prints a table of what was seen; exits with 1 after a hang, an abort or weights that differ.
+nothing disturbed. Prints a table of what was seen; exits with 1 after a hang, an abort, an end with the wrong exit code
+or without a word, or weights that differ.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import contextlib
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -32,7 +34,9 @@ OPTIONS = (
 )
 STRIKES = list(itertools.product(("launcher", "rank"), (signal.SIGTERM, signal.SIGKILL)))
 ABORTS = ("terminate called", "Fatal Python error", "SIGABRT", "SIGSEGV")
-HANG_S, END_S, POLL_S = 90, 25, 0.1  # without a line of the log; to end in after a strike
+HANG_S, END_S, POLL_S = 90, 15, 0.1  # without a line of the log; to end in after a strike
+OUR_TRACEBACK = re.compile(r'File ".*train_apc\.py", line')
+ENDS = re.compile(r"stopped by SIGTERM; .*--resume|has lost another one.*--resume|done: \d+ steps")
 GOOD = ("trainings", "struck", "equal weights")
 
 
@@ -61,9 +65,10 @@ class Training:
         log, last_size = self.directory / "logs/foo.dir/foo.log", -1
         before = log.stat().st_size if log.exists() else 0
         begun, changed, ended = None, time.monotonic(), None
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (self.directory / "output").open("w") as output:
-            launcher = subprocess.Popen(self.command, cwd=self.directory, stdout=output, stderr=subprocess.STDOUT,
-                                        env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+            streams = {"stdout": output, "stderr": subprocess.STDOUT}
+            launcher = subprocess.Popen(self.command, cwd=self.directory, env=environment, **streams)
         while launcher.poll() is None or processes_in(self.directory):
             now, size = time.monotonic(), log.stat().st_size if log.exists() else 0
             if size != last_size:
@@ -77,16 +82,27 @@ class Training:
             time.sleep(POLL_S)
         text = (self.directory / "output").read_text()
         self.seen["aborts"] += any(word in text for word in ABORTS)
-        if launcher.returncode and ended is None:
+        if not self._is_right_end(launcher.returncode, text, strike if ended else None):
             self.seen["errors"] += 1
-            print(text[-3000:], file=sys.stderr)
+            print(f"{strike}: exit code {launcher.returncode}\n{text[-3000:]}", file=sys.stderr)
         return launcher.returncode == 0
+
+    @staticmethod
+    def _is_right_end(code: int, text: str, strike: tuple[str, signal.Signals] | None) -> bool:
+        """Whether a run ended with the exit code and the words of its strike, or as if it came after the end."""
+        if OUR_TRACEBACK.search(text):
+            return False
+        if strike is None or code == 0:
+            return code == 0 and "done: " in text
+        expected = -signal.SIGKILL if strike == ("launcher", signal.SIGKILL) else 1
+        return code == expected and ENDS.search(text) is not None
 
     def _strike(self, launcher: int, target: str, signum: signal.Signals) -> None:
         ranks = [pid for pid, parent in processes_in(self.directory).items() if parent == launcher]
+        targets = ranks if target == "rank" else [launcher]
         self.seen["struck"] += 1
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(random.choice(ranks) if target == "rank" and ranks else launcher, signum)
+        with contextlib.suppress(ProcessLookupError, IndexError):  # it has just ended
+            os.kill(random.choice(targets), signum)
 
     def _give_up(self, launcher: subprocess.Popen) -> None:
         self.seen["hangs"] += 1
@@ -112,8 +128,8 @@ def soak(workplace: Path, settings: list[tuple[int, int]], seconds: float, epoch
             undisturbed = Training(workplace / f"{processes} undisturbed", processes, workers, epochs, seen[setting])
             undisturbed.run()
             expected[processes] = undisturbed.made()
-        training = Training(workplace / f"{processes} {workers} {seen[setting]['trainings']}", *setting, epochs,
-                            seen[setting])  # fmt: skip
+        directory = workplace / f"{processes} {workers} {seen[setting]['trainings']}"
+        training = Training(directory, *setting, epochs, seen[setting])
         for strike in random.sample(STRIKES, strikes):
             training.run(strike, random.uniform(0, 5))
         is_done = training.run()

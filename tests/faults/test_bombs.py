@@ -131,13 +131,12 @@ PICKLES = {
     + b"".join(b"j" + struct.pack("<II", i, 0)[:4] + b"j" + struct.pack("<I", i + 1) + b"a0" for i in range(4999))
     + b"j\0\0\0\0",
     "a list in itself": b"]q\0h\0a",
-    "dicts, each twice in the next": b"}q\0" + b"".join(
-        b"}q" + bytes([i + 1]) + b"(K\0h" + bytes([i]) + b"K\1h" + bytes([i]) + b"u" for i in range(40)
-    ),
+    "dicts, each twice in the next": b"}q\0"
+    + b"".join(b"}q" + bytes([i + 1]) + b"(K\0h" + bytes([i]) + b"K\1h" + bytes([i]) + b"u" for i in range(40)),
     "marks": b"(" * 1_000_000,
     "a bytearray of 8 GiB": b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\2\x85R",
     "a tensor of 8 GiB": b"ctorch\nFloatTensor\n\x8a\x05\0\0\0\0\2\x85R",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
@@ -167,8 +166,16 @@ def test_tensors_that_are_not_plain_numbers_are_refused(load, tmp_path):
     quantized = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.quint8)
     negative = torch.ones(2, 3, dtype=torch.complex64).conj().imag  # has its sign bit flipped when it is read
     tiny = torch.zeros(2, 3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
-    for tensor in (torch.ones(2, 3, device="meta"), nested, quantized, negative, tiny, tiny.view(torch.uint8),
-                   torch.ones(2, 3).to(torch.float8_e5m2), torch.ones(2, 3, dtype=torch.complex64)):  # fmt: skip
+    for tensor in (
+        torch.ones(2, 3, device="meta"),
+        nested,
+        quantized,
+        negative,
+        tiny,
+        tiny.view(torch.uint8),
+        torch.ones(2, 3).to(torch.float8_e5m2),
+        torch.ones(2, 3, dtype=torch.complex64),
+    ):
         for value in (tensor, {"rnns.0.weight_hh_l0": tensor}):
             torch.save(value, path)
             refused(load, path, match=r"a\.pt")

@@ -27,6 +27,7 @@ from utils.corpus.prepared import load_lengths, load_tensor, save_lengths, save_
 from utils.corpus.sources import ArchiveSource
 from utils.kaldi.write_archives import write_ark, write_blogmel
 from utils.system.errors import InputError
+from utils.training.checkpointing import load_last_state
 from utils.training.experiment import Experiment
 
 EXAMPLES = 400  # of each kind of file
@@ -114,7 +115,7 @@ def write_state(path):
 
 
 def read_state(path):
-    return Experiment(path.parent.parent, "foo", CONFIG).load_state()
+    return load_last_state(Experiment(path.parent.parent, "foo", CONFIG))
 
 
 def read_experiment(path):
@@ -172,8 +173,11 @@ KINDS = {
         lambda path: kaldiio.save_ark(str(path), FRAMES, compression_method=2), read_archive, are_frames
     ),
     "a.scp": Kind(write_scp, read_archive, are_frames),
-    "lengths.pkl": Kind(lambda path: save_lengths(path.parent, dict.fromkeys(FRAMES, 3)),
-                        lambda path: load_lengths(path.parent), are_lengths),
+    "lengths.pkl": Kind(
+        lambda path: save_lengths(path.parent, dict.fromkeys(FRAMES, 3)),
+        lambda path: load_lengths(path.parent),
+        are_lengths,
+    ),
     "a.pt": Kind(lambda path: save_tensor(path, TENSOR), load_tensor, same),
     "legacy/a.pt": Kind(write_legacy, load_tensor, is_tensor),
     "foo.dir/foo__epoch_1.model": Kind(write_model, load_pretrained, same_model),
@@ -184,7 +188,7 @@ KINDS = {
     "beside/config.json": Kind(lambda path: path.write_text(json.dumps(CONFIG)), read_beside_model, is_model),
     "made_from.json": Kind(lambda path: path.write_text(json.dumps(MADE_FROM)), read_made_from, same),
     "normalization.json": Kind(NORMALIZER.save, apply_normalizer, are_normalized),
-}  # fmt: skip
+}
 
 places = st.integers(0, 1 << 20)
 mutations = st.one_of(

@@ -24,6 +24,9 @@ from utils.corpus.prepared import load_lengths, load_tensor, save_lengths, save_
 from utils.kaldi.write_archives import write_ark
 from utils.system.errors import InputError
 from utils.system.files import read_json
+from utils.training.arguments import SaveInterval
+from utils.training.checkpointing import Checkpointer, Progress, load_last_state
+from utils.training.distributed import Ranks
 from utils.training.experiment import Experiment
 
 GOOD = "a-1-1\n1 2\n3 4\n.\nb-1-1\n5 6\n.\n"
@@ -37,7 +40,7 @@ READ_AS_PICKLE = {
     "a.pt": load_tensor,
     "foo__epoch_1.model": load_pretrained,
     "lengths.pkl": lambda path: load_lengths(path.parent),
-    "foo.dir/foo__step_3.state": lambda path: Experiment(path.parent.parent, "foo", {}).load_state(),
+    "foo.dir/foo__step_3.state": lambda path: load_last_state(Experiment(path.parent.parent, "foo", {})),
 }
 
 
@@ -130,9 +133,12 @@ def test_links_in_an_experiment_never_lead_a_write_outside_it(tmp_path):
         path.symlink_to(treasure)
         try:
             with Experiment(tmp_path, "foo", {}, resume=True) as experiment:
-                experiment.open_curves(1, {})
-                experiment.save_weights(small_model(), 0)
-                experiment.save_state({}, 1)
+                experiment.curves.open(1)
+                model = small_model()
+                parts = Progress(step=1), model, torch.optim.SGD(model.parameters()), torch.amp.GradScaler("cpu")
+                checkpointer = Checkpointer(experiment, Ranks("cpu"), SaveInterval("10m"), *parts)
+                checkpointer.save_weights("epoch_0")
+                checkpointer.save()
         except (InputError, OSError):
             pass
         assert treasure.read_text() == "years of work", name

@@ -123,6 +123,7 @@ def test_a_killed_run_leaves_no_process_behind(name, tmp_path):
 ORPHAN = """
 import os, signal, sys
 import datasets
+from utils.corpus import batch_reader
 from utils.system.signals import start_worker
 
 parent = os.getpid()
@@ -133,7 +134,7 @@ def start_late(worker):
         pass
     start_worker()
 
-datasets.start_worker = start_late
+batch_reader.start_worker = start_late
 dataset = datasets.LibriSpeech(sys.argv[1])
 with datasets.BatchReader(1) as reader:
     next(reader.batches(dataset, [[0]]))

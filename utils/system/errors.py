@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from signal import SIGINT
 from typing import NoReturn
@@ -38,6 +38,20 @@ def one_line(text: object, limit: int = 400) -> str:
     """Text on one printable line of at most `limit` characters, whatever a hostile file put into it."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def describe_changes(
+    before: Mapping[str, object],
+    after: Mapping[str, object],
+    ignored: Collection[str] = (),
+    template: str = "{key} was {before} and is now {after}",
+) -> str:
+    """Describe on one line the keys whose values differ; empty where none does."""
+    return "; ".join(
+        template.format(key=key, before=one_line(before.get(key), 60), after=one_line(after.get(key), 60))
+        for key in {**before, **after}
+        if key not in ignored and before.get(key) != after.get(key)
+    )
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:

@@ -1,0 +1,13 @@
+"""Training an APC model.
+
+arguments      parse_arguments: the command line of train_apc.py
+objective      apc_loss, Objective: the L1 distance to the frame n steps ahead
+optimization   make_optimizer, lr_factor, seed_step
+validation     validation_losses
+checkpoints    read_checkpoint, load_weights: any APC checkpoint
+checkpointing  Progress, Checkpointer: save and resume a run
+experiment     Experiment: the directory of a run
+metrics        Curves, EpochBar: TensorBoard and the progress bar
+figures        draw_epoch
+distributed    Ranks: one process or several
+"""

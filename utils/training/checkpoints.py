@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load as load_safetensors
 
 from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
 from utils.system.errors import InputError, one_line
@@ -31,7 +30,7 @@ GATES = {3: RNN_TYPES[0], 4: RNN_TYPES[1]}  # rows of weight_hh_l0 in hidden siz
 
 
 class Facts(NamedTuple):
-    """What the weights of a checkpoint do not show."""
+    """Facts of a model that its weights do not show."""
 
     residual: bool | None = None
     time_shift: int | None = None
@@ -73,8 +72,8 @@ def read_checkpoint(path: str | Path, residual: bool | None = None, time_shift: 
     residual = facts.residual if residual is None else residual
     if residual is None:
         if rnn.num_layers > 1 or rnn.input_size == rnn.hidden_size:
-            raise InputError(f"{path}: its weights do not show whether layers have residual connections; "
-                             "say so (residual=True or False; --residual or --no-residual)")  # fmt: skip
+            message = "its weights do not show whether layers have residual connections"
+            raise InputError(f"{path}: {message}; say so (residual=True or False; --residual or --no-residual)")
         residual = False
     rnn = rnn._replace(residual=residual, first_residual_layer=facts.first_residual_layer)
     time_shift = facts.time_shift if time_shift is None else time_shift
@@ -93,6 +92,8 @@ def _read_pytorch(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
 
 def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """A state dict, and the configuration that export_model.py put into the file."""
+    from safetensors.torch import load as load_safetensors
+
     content = read_bytes(path)
     try:
         weights = load_safetensors(content)
@@ -152,8 +153,8 @@ def _sizes(path: Path, weights: Mapping[str, torch.Tensor]) -> tuple[int, Prenet
     prenet = PrenetConfig(mel_dim, hidden_size, prenet_layers, 0.0) if prenet_layers else None
     input_size = hidden_size if prenet else mel_dim
     if first_ih.size(1) != input_size:
-        raise InputError(f"{path}: rnns.0.weight_ih_l0 has shape {tuple(first_ih.shape)}, "
-                         f"not ({first_hh.size(0)}, {input_size})")  # fmt: skip
+        expected = (first_hh.size(0), input_size)
+        raise InputError(f"{path}: rnns.0.weight_ih_l0 has shape {tuple(first_ih.shape)}, not {expected}")
     rnn_type = GATES[first_hh.size(0) // hidden_size]
     return mel_dim, prenet, RNNConfig(input_size, hidden_size, num_layers, 0.0, False, rnn_type)
 
@@ -198,10 +199,10 @@ def _known_facts(path: Path, own_config: dict[str, Any], is_s3prl: bool) -> Fact
     return Facts()
 
 
-def _facts(where: Path, residual: Any, time_shift: Any) -> Facts:
+def _facts(location: Path, residual: Any, time_shift: Any) -> Facts:
     if not isinstance(residual, bool | None) or not isinstance(time_shift, int | None):
-        raise InputError(f"{where}: residual {one_line(residual, 40)} and time shift {one_line(time_shift, 40)} should "
-                         "be true or false and a number of frames")  # fmt: skip
+        found = f"residual {one_line(residual, 40)} and time shift {one_line(time_shift, 40)}"
+        raise InputError(f"{location}: {found} should be true or false and a number of frames")
     return Facts(residual, time_shift)
 
 
@@ -216,11 +217,11 @@ def _search(config: Any, key: str, depth: int = 6) -> Any:
     return next((value for value in found if value is not None), None)
 
 
-def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str | Path) -> None:
-    """Make weights those of a model (which may be on the meta device), or an InputError: a key and both shapes."""
+def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], location: str | Path) -> None:
+    """Load weights into a model, which may be on the meta device; an InputError names a key and both shapes."""
     expected = model.state_dict()
     for key in sorted(expected.keys() | weights.keys()):
         have, want = (tuple(w[key].shape) if key in w else "nothing" for w in (weights, expected))
         if have != want:
-            raise InputError(f"{where}: {key} is {have} in the checkpoint, and {want} in the model")
+            raise InputError(f"{location}: {key} is {have} in the checkpoint, and {want} in the model")
     model.load_state_dict(weights, assign=True)

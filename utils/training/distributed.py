@@ -1,8 +1,7 @@
-"""One process or many: which one this is, what all of them agree on, and how their gradients are added up.
+"""Training in one process or several, which torchrun starts and numbers by environment variables.
 
-torchrun starts the processes and tells each, in environment variables, who it is. Without it there is one process, and
-everything here does nothing. The ranks talk in two ways: gradients and losses travel by NCCL between GPUs and by gloo
-between CPUs; what the processes agree on (a signal, an error) always by gloo, which notices a process that has died.
+Gradients and losses are summed by NCCL between GPUs and by gloo between CPUs. Signals and errors are exchanged by gloo
+always, which notices a process that has died. In a single process nothing is exchanged.
 """
 
 import os
@@ -17,13 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.openmp import PARENT_PID
 from utils.system.device import pick_device
-from utils.system.errors import EXIT_SIGNAL_BASE, EXIT_USER_ERROR, InputError, Stopped, one_line
+from utils.system.errors import EXIT_SIGNAL_BASE, EXIT_USER_ERROR, InputError, Stopped, describe_changes, one_line
 from utils.system.signals import StopRequest, watch_launcher
 
-LAUNCHER_S = 10  # seconds in which torchrun passes on a signal that the processes may have got themselves
+LAUNCHER_S = 10  # seconds in which torchrun passes on a signal that the processes may have received themselves
 
 # The process group, kept to the end of the process. Otherwise its last owner may be a DistributedDataParallel, which
-# ends the group's threads holding the interpreter's lock, while one of them waits for that lock to free a tensor.
+# joins the group's threads while it holds the interpreter's lock, which one of them may need to free a tensor.
 _kept: list[dist.ProcessGroup] = []
 
 T = TypeVar("T")
@@ -32,11 +31,11 @@ T = TypeVar("T")
 class Ranks:
     """The processes of a training; use as a context.
 
-    What all of them meet (an error on any of them, a signal to any of them) ends all of them after the same step: the
-    first tells it, and the others leave with the same exit code. A process that dies ends the others by an error.
+    An error or a signal in any of them ends all of them after the same step: the first reports it, and the others exit
+    with the same code. A process that dies ends the others by an error.
 
     Args:
-        device: --device. Each process takes the GPU of its number on its machine.
+        device: --device. Each process takes the GPU of its local rank.
 
     Attributes:
         rank: the number of this process, from 0.
@@ -54,26 +53,28 @@ class Ranks:
             if self.device.index is not None:
                 raise InputError(f"--device {device}: of several processes each takes its own; give cuda")
             self.device = pick_device(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
-        self._has_agreed = False  # whether all ranks are on their way out
+        self._all_exit = False  # whether all ranks are about to exit
 
     def __enter__(self) -> "Ranks":
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         if self.size > 1:
             if dist.is_torchelastic_launched():
                 watch_launcher(PARENT_PID)
             try:
                 dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
             except (RuntimeError, ValueError) as error:
-                raise InputError(f"process {self.rank} of {self.size} cannot meet the others ({one_line(error, 150)}); "
-                                 "start them by torchrun") from error  # fmt: skip
+                message = f"process {self.rank} of {self.size} cannot meet the others ({one_line(error, 150)})"
+                raise InputError(f"{message}; start them by torchrun") from error
             _kept.append(dist.group.WORLD)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         if self.size == 1:
             return
-        with self._naming_loss():
-            if kind is None or self._has_agreed:
-                self._exchange(torch.zeros(1))  # torchrun ends the others once one is gone: leave together
+        with self._reporting_lost_rank():
+            if kind is None or self._all_exit:
+                self._maximum(torch.zeros(1))  # torchrun ends the others once one is gone: leave together
                 dist.destroy_process_group()
             elif isinstance(error, RuntimeError):
                 raise error
@@ -85,7 +86,7 @@ class Ranks:
 
     @property
     def patience(self) -> float:
-        """Seconds in which a second signal is the first one, passed on by torchrun."""
+        """Seconds in which a second signal counts as the first: torchrun passes signals on."""
         return LAUNCHER_S if self.size > 1 else 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -96,7 +97,7 @@ class Ranks:
 
     def any(self, is_so: bool) -> bool:
         """Whether something is so on any rank."""
-        return is_so if self.size == 1 else bool(self._exchange(torch.tensor(is_so, dtype=torch.int64)))
+        return is_so if self.size == 1 else bool(self._maximum(torch.tensor(is_so, dtype=torch.int64)))
 
     def from_first(self, value: T) -> T:
         """The first rank's value, on every rank."""
@@ -106,18 +107,18 @@ class Ranks:
         dist.broadcast_object_list(values)
         return values[0]
 
-    def together(self, function: Callable[..., T], *arguments: Any) -> T | None:
-        """Call a function on every rank. An InputError of any of them is an error of all."""
+    def run_on_all(self, function: Callable[..., T], *arguments: Any) -> T | None:
+        """Call a function on every rank. An InputError on any of them is raised on all."""
         result, error = None, None
         try:
             result = function(*arguments)
         except InputError as caught:
             error = caught
-        self.agree(error)
+        self.raise_if_any_failed(error)
         return result
 
-    def in_step(self, items: Iterable[T], stop: StopRequest) -> Iterator[T]:
-        """Each item in turn, which all ranks take together, or none: where one meets an error or a signal, all end.
+    def synchronized(self, items: Iterable[T], stop: StopRequest) -> Iterator[T]:
+        """Yield items that all ranks take at the same time, until an error or a signal on any of them ends all.
 
         Raises:
             InputError, Stopped: on the first rank; the others exit.
@@ -129,24 +130,24 @@ class Ranks:
                 item = next(items, end)
             except InputError as caught:
                 error = caught
-            self.agree(error, stop)
+            self.raise_if_any_failed(error, stop)
             if item is end:
                 return
             yield item
 
-    def agree(self, error: InputError | None = None, stop: StopRequest | None = None) -> None:
-        """Go on, unless any rank has met an error or a signal.
+    def raise_if_any_failed(self, error: InputError | None = None, stop: StopRequest | None = None) -> None:
+        """End all ranks if any of them has met an error or a signal.
 
         Raises:
             InputError, Stopped: on the first rank; the others exit.
         """
         signum = (stop.signum if stop else None) or 0
         if self.size > 1:
-            failed, signum = self._exchange(torch.tensor([error is not None, signum])).tolist()
+            failed, signum = self._maximum(torch.tensor([error is not None, signum])).tolist()
             if failed:
-                told = [None] * self.size
-                dist.all_gather_object(told, None if error is None else str(error))
-                raise self.ending(InputError(next(text for text in told if text)))
+                messages = [None] * self.size
+                dist.all_gather_object(messages, None if error is None else str(error))
+                raise self.exit_together(InputError(next(message for message in messages if message)))
         if error is not None:
             raise error
         if stop and signum:
@@ -154,21 +155,20 @@ class Ranks:
             try:
                 stop.check()
             except Stopped as stopped:
-                raise self.ending(stopped) from None
+                raise self.exit_together(stopped) from None
 
-    def ending(self, error: InputError | Stopped) -> BaseException:
-        """What to raise where all ranks meet the same end: the error on the first, a silent exit on the others."""
-        self._has_agreed = True
+    def exit_together(self, error: InputError | Stopped) -> BaseException:
+        """What to raise where all ranks end for the same reason: the error on the first, an exit on others."""
+        self._all_exit = True
         if self.is_first:
             return error
         return SystemExit(EXIT_SIGNAL_BASE + error.signum if isinstance(error, Stopped) else EXIT_USER_ERROR)
 
-    def check_alike(self, config: dict[str, Any]) -> None:
-        """Raise InputError where a rank was started with other options, or sees other data, than the first."""
-        first = self.from_first(config)
-        others = [f"{key} is {one_line(config[key], 60)}, and {one_line(first[key], 60)} on the first"
-                  for key in config if config[key] != first[key]]  # fmt: skip
-        self.agree(InputError(f"process {self.rank} is not like the first: {'; '.join(others)}") if others else None)
+    def check_same_config(self, config: dict[str, Any]) -> None:
+        """Raise InputError where a rank has other options or data than the first."""
+        template = "{key} is {after}, and {before} on the first"
+        changes = describe_changes(self.from_first(config), config, template=template)
+        self.raise_if_any_failed(InputError(f"process {self.rank} differs: {changes}") if changes else None)
 
     def parallel(self, module: nn.Module, *empty_batch: object) -> nn.Module:
         """A module whose gradients are the mean over ranks once backward is done.
@@ -184,18 +184,18 @@ class Ranks:
         parallel.zero_grad(set_to_none=True)
         return parallel
 
-    def _exchange(self, values: torch.Tensor) -> torch.Tensor:
+    def _maximum(self, values: torch.Tensor) -> torch.Tensor:
         """The maximum over ranks of a tensor on the CPU."""
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
     @contextmanager
-    def _naming_loss(self) -> Iterator[None]:
+    def _reporting_lost_rank(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
-            told = one_line(error, 150)
-            raise InputError(f"process {self.rank} of {self.size} has lost another one, which may have said why "
-                             f"({told}); continue with the same command and --resume") from error  # fmt: skip
+            message = f"process {self.rank} of {self.size} has lost another one, which may have said why"
+            advice = "continue with the same command and --resume"
+            raise InputError(f"{message} ({one_line(error, 150)}); {advice}") from error

@@ -1,16 +1,15 @@
-"""What TensorBoard shows of a model after each epoch, from a few fixed validation utterances.
+"""TensorBoard's figures of a model after each epoch, from a few fixed validation utterances.
 
     prediction/<utterance>   true log Mel above, and below it what was predicted n frames before
     epoch/l1_by_mel_bin      the L1 error by mel bin: a bin of the histogram is a mel bin
     features/layer_i         histograms of each layer's hidden states
 
-For looking at only: nothing here draws from a random generator, changes the model, or can end a training, but for a
-full disk, which the curves meet as well.
+Nothing here draws from a random generator or changes the model, and no error but that of a full disk ends a training.
 """
 
 import logging
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +17,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.system.errors import one_line
 from utils.system.files import naming_file
+
+if TYPE_CHECKING:
+    from datasets import LibriSpeech
 
 PICTURES = 2  # utterances that are drawn
 UTTERANCES = 4  # that errors and histograms are of
@@ -29,25 +31,20 @@ LIMITS = (0.01, 0.99)  # quantiles of the true log Mel that are drawn black and 
 log = logging.getLogger("apc")
 
 
-class Utterances(Protocol):
-    """A data set: indexing gives (max_seq_len, mel_dim) and the true frames."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]: ...
-    def utterance(self, index: int) -> str:
-        """An utterance's id."""
-
-
-def draw_epoch(writer: SummaryWriter, model: torch.nn.Module, val_set: Utterances, time_shift: int, step: int) -> None:
+def draw_epoch(
+    writer: SummaryWriter | None, model: torch.nn.Module, val_set: "LibriSpeech", time_shift: int, step: int
+) -> None:
     """Draw what a model predicts; a failure is a warning, but for a full disk.
 
     Args:
-        writer: where to.
-        model: an APCModel; it is left in the mode it is in.
+        writer: TensorBoard's; where None, nothing is drawn.
+        model: an APCModel; its mode is kept.
         val_set: utterances of more than `time_shift` frames; the same ones are taken each time.
         time_shift: n, in frames.
-        step: that the points are put at.
+        step: the step of the figures.
     """
+    if writer is None:
+        return
     was_training = model.training
     model.eval()
     try:
@@ -62,7 +59,7 @@ def draw_epoch(writer: SummaryWriter, model: torch.nn.Module, val_set: Utterance
 
 
 @torch.no_grad()
-def _draw(writer: SummaryWriter, model: torch.nn.Module, val_set: Utterances, time_shift: int, step: int) -> None:
+def _draw(writer: SummaryWriter, model: torch.nn.Module, val_set: "LibriSpeech", time_shift: int, step: int) -> None:
     count = min(UTTERANCES, len(val_set))
     indices = [number * len(val_set) // count for number in range(count)]
     frames = [x[: min(length, MAX_FRAMES + time_shift)] for x, length in (val_set[index] for index in indices)]
@@ -92,8 +89,7 @@ def _picture(true: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
 def _add_bars(writer: SummaryWriter, tag: str, values: np.ndarray, step: int) -> None:
     """A histogram whose bin i is as high as values[i]."""
     edges = np.arange(1.0, len(values) + 1)
-    writer.add_histogram_raw(
-        tag, min=0.0, max=float(len(values)), num=float(len(values)), sum=float(values.sum()),
-        sum_squares=float(np.square(values).sum()), bucket_limits=edges.tolist(), bucket_counts=values.tolist(),
-        global_step=step,
-    )  # fmt: skip
+    num = float(len(values))
+    totals = {"num": num, "sum": float(values.sum()), "sum_squares": float(np.square(values).sum())}
+    bars = {"bucket_limits": edges.tolist(), "bucket_counts": values.tolist()}
+    writer.add_histogram_raw(tag, min=0.0, max=num, **totals, **bars, global_step=step)

@@ -1,78 +1,120 @@
-"""The losses of steps: left on the device until several can be read at once, then shown as training goes on."""
+"""What is measured while training: TensorBoard's curves, and a bar over the steps of an epoch."""
 
 import logging
+import re
 import time
-from typing import NamedTuple
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-import torch
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from utils.system.files import naming_file
+
 LINE_EVERY_S = 60  # between lines on progress where there is no terminal for a bar
+EVENTS = re.compile(r"(events\.out\.tfevents\.)(\d+)(\..*)")  # the name of a file of TensorBoard's, with its time
 
 log = logging.getLogger("apc")
 
 
-class Unread(NamedTuple):
-    """A step whose loss has not been read from the device.
-
-    Attributes:
-        step: its number, from 1.
-        indices: the utterances of its batch.
-        frames: how many true frames they have.
-        targets: how many frames its loss is a mean over.
-        learning_rate: of the step.
-        values: (2,), the loss and the gradient norm.
-    """
-
-    step: int
-    indices: list[int]
-    frames: int
-    targets: int
-    learning_rate: float
-    values: torch.Tensor
+def check_numbers(values: dict[str, Any], name: str) -> None:
+    """Raise TypeError where a part of a saved state is not numbers by name."""
+    if not all(isinstance(key, str) and isinstance(value, int | float) for key, value in values.items()):
+        raise TypeError(f"its {name} is not in numbers")
 
 
-class StepLog:
-    """Collects steps, reads their losses, and shows them by a bar, or by lines where there is no terminal.
+class Curves:
+    """TensorBoard's curves in a directory (None writes nothing). Their state is the points of the last step."""
 
-    Attributes:
-        unread: the steps since the last reading.
-        speed: true frames a second between the last two readings.
-    """
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.writer = path, None
+        self._step, self._points = 0, {}
 
-    def __init__(self) -> None:
-        self.unread: list[Unread] = []
-        self.speed = 0.0
-        self._bar = tqdm(disable=True)
-        self._epoch = self._batch = self._batches = 0
-        self._last_read = self._last_line = time.monotonic()
+    def state_dict(self) -> dict[str, float]:
+        """The points of the last step, by curve."""
+        return self._points
 
-    def start_epoch(self, epoch: int, batch: int, batches: int, is_shown: bool) -> tqdm:
-        """The bar of an epoch, `batch` of whose batches are done; close it at the end."""
-        self._epoch, self._batch, self._batches = epoch, batch, batches
-        self._last_read = time.monotonic()
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore the points of the last step, or raise TypeError."""
+        check_numbers(state, "points")
+        self._points = dict(state)
+
+    def open(self, step: int) -> None:
+        """Start or continue the curves after a step.
+
+        What an interrupted run has written of that step and later ones is void, and that step's points are written as
+        they were saved: an epoch's points share its last step, and may have been written after the state was saved.
+        """
+        if self.path is None:
+            return
+        self._rename_files_before(int(time.time()))
+        self._step, self.writer = step, SummaryWriter(str(self.path), purge_step=step)
+        self._write(self._points)
+
+    def add(self, group: str, points: dict[str, float], step: int) -> None:
+        """Add points of a step to the curves of a group."""
+        if step != self._step:
+            self._step, self._points = step, {}
+        points = {f"{group}/{curve}": value for curve, value in points.items()}
+        self._points |= points
+        if self.writer is not None:
+            self._write(points)
+
+    def flush(self) -> None:
+        """Write all points to the disk."""
+        with naming_file(self.path):
+            self.writer.flush()
+
+    def close(self) -> None:
+        """Close the writer."""
+        if self.writer is not None:
+            with naming_file(self.path):
+                self.writer.close()
+
+    def files(self) -> list[Path]:
+        """TensorBoard's files, in its order."""
+        found = self.path.iterdir() if self.path.is_dir() else ()
+        return sorted(path for path in found if EVENTS.fullmatch(path.name))
+
+    def _write(self, points: dict[str, float]) -> None:
+        with naming_file(self.path):
+            for curve, value in points.items():
+                self.writer.add_scalar(curve, value, self._step)
+
+    def _rename_files_before(self, now: int) -> None:
+        """Rename files of a clock that was ahead: TensorBoard reads files in the order of the times in their names."""
+        files = self.files()
+        for number, path in enumerate(files):
+            start, then, rest = EVENTS.fullmatch(path.name).groups()
+            path.rename(path.with_name(f"{start}{min(int(then), now - len(files) + number):010d}{rest}"))
+
+
+class EpochBar:
+    """A progress bar over the batches of an epoch, or lines in the log without a terminal; use as a context."""
+
+    def __init__(self, epoch: int, done: int, batches: int, is_shown: bool) -> None:
         disable = None if is_shown else True  # None: where there is no terminal
-        self._bar = tqdm(total=batches, initial=batch, desc=f"epoch {epoch}", disable=disable)
-        return self._bar
+        self._bar = tqdm(total=batches, initial=done, desc=f"epoch {epoch}", disable=disable)
+        self._epoch, self._done = epoch, done
+        self._last_step = self._last_line = time.monotonic()
 
-    def add(self, step: Unread) -> None:
-        """Take note of a step that is done."""
-        self.unread.append(step)
-        self._batch += 1
-        self._bar.update()
+    def __enter__(self) -> "EpochBar":
+        return self
 
-    def read(self) -> list[tuple[Unread, float, float]]:
-        """Each step since the last reading, with its loss and gradient norm."""
-        if not self.unread:
-            return []
-        values = torch.stack([step.values for step in self.unread]).tolist()  # waits for the device, once
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType) -> None:
+        self._bar.close()
+
+    def update(self, loss: float, frames: int) -> float:
+        """Show a step, its loss and the true frames of its batch; returns the frames per second since the last one."""
         now = time.monotonic()
-        self.speed = sum(step.frames for step in self.unread) / max(now - self._last_read, 1e-9)
-        read = [(step, *of_step) for step, of_step in zip(self.unread, values, strict=True)]
-        self.unread, self._last_read = [], now
-        told = f"loss {values[-1][0]:.4f}, {self.speed:,.0f} frames/s"
-        self._bar.set_postfix_str(told, refresh=False)
+        speed = frames / max(now - self._last_step, 1e-9)
+        self._last_step = now
+        self._done += 1
+        message = f"loss {loss:.4f}, {speed:,.0f} frames/s"
+        self._bar.set_postfix_str(message, refresh=False)
+        self._bar.update()
         if self._bar.disable and now - self._last_line > LINE_EVERY_S:
             self._last_line = now
-            log.info("epoch %d: batch %d of %d, %s", self._epoch, self._batch, self._batches, told)
-        return read
+            log.info("epoch %d: batch %d of %d, %s", self._epoch, self._done, self._bar.total, message)
+        return speed
