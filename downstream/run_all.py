@@ -40,7 +40,7 @@ from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.system.arguments import positive, positive_float
 from utils.system.device import pick_device
-from utils.system.errors import InputError, one_line, run_script
+from utils.system.errors import InputError, describe_changes, run_script
 from utils.system.files import lock_directory, read_json, refuse_other_files, remove_leftovers, write_json
 
 CONFIG_FILE = "config.json"
@@ -82,13 +82,8 @@ def check_config(args: argparse.Namespace) -> None:
     now = json.loads(json.dumps(now))  # as it is read back
     path = args.save_dir / CONFIG_FILE
     before = read_json(path) if path.exists() else now
-    changed = [
-        f"{key} was {one_line(before.get(key), 60)} and is now {one_line(now.get(key), 60)}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        raise InputError(f"{args.save_dir} holds other results: {'; '.join(changed)}; give another --save_dir")
+    if changes := describe_changes(before, now):
+        raise InputError(f"{args.save_dir} holds other results: {changes}; give another --save_dir")
     write_json(path, now)
 
 
