@@ -6,7 +6,7 @@
     python load_pretrained_model.py --checkpoint bs32-rhl3-rhs512-rd0-adam-res-ts3.pt \
         --data LibriSpeech/dev-clean --save_dir features/dev-clean --format ark
 
-Killed half way, the same command goes on. Sources, formats and options: docs/features.md.
+Killed half way, the same command continues. Sources, formats and options: docs/features.md.
 
 In a notebook:
 
@@ -28,10 +28,7 @@ from utils.training.checkpoints import load_weights, read_checkpoint
 
 
 def load_pretrained(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    residual: bool | None = None,
-    time_shift: int | None = None,
+    path: str | Path, device: str | torch.device = "cpu", residual: bool | None = None, time_shift: int | None = None
 ) -> APCModel:
     """Load an APC checkpoint: one of this project, a released one (also of PyTorch 1.0), or one of s3prl.
 

@@ -27,25 +27,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--librispeech_from_kaldi", nargs="+", type=Path, metavar="FILE",
-        help="Read log-Mel frames from these archives: .blogmel, .ark (also .xz, .gz) or .scp.",
-    )  # fmt: skip
-    source.add_argument(
-        "--librispeech_audio", type=Path, metavar="DIR",
-        help="Compute log-Mel frames from every audio file below this directory (.flac, .wav, ...).",
-    )  # fmt: skip
-    parser.add_argument(
-        "--save_dir", type=Path, required=True, metavar="DIR", help="Write the prepared directory here."
-    )
+    archives = "Read log-Mel frames from these archives: .blogmel, .ark (also .xz, .gz) or .scp."
+    source.add_argument("--librispeech_from_kaldi", nargs="+", type=Path, metavar="FILE", help=archives)
+    audio = "Compute log-Mel frames from every audio file below this directory (.flac, .wav, ...)."
+    source.add_argument("--librispeech_audio", type=Path, metavar="DIR", help=audio)
     add = parser.add_argument
-    add(
-        "--max_seq_len", type=positive, default=1600, metavar="FRAMES", help="Cut or pad each utterance to this length."
-    )
-    add("--num_workers", type=int, default=os.cpu_count(), metavar="N",
-        help="Use this many processes; 0 works in the main one.")  # fmt: skip
-    add("--on_error", choices=("stop", "skip"), default="stop",
-        help="Stop at the first bad utterance, or skip it and list it in skipped.txt.")  # fmt: skip
+    add("--save_dir", type=Path, required=True, metavar="DIR", help="Write the prepared directory here.")
+    add("--max_seq_len", type=positive, default=1600, metavar="FRAMES", help="Cut or pad utterances to this length.")
+    num_workers = "Use this many processes; 0 works in the main one."
+    add("--num_workers", type=int, default=os.cpu_count(), metavar="N", help=num_workers)
     add("--overwrite", action="store_true", help="Remove what was prepared in the directory before, and start anew.")
     add_source_options(parser)
     args = parser.parse_args(arguments)
@@ -65,10 +55,8 @@ def report(summary: Summary, source: Source, args: argparse.Namespace) -> None:
     for line in closing_lines(source, args.save_dir):
         print(line)
     truncated = "was complete before" if summary.truncated is None else f"{summary.truncated} truncated"
-    print(
-        f"{args.save_dir}: {summary.utterances} utterances, {summary.frames} frames, "
-        f"{frames_to_hours(summary.frames):.2f} hours, {truncated}, {summary.skipped} skipped"
-    )
+    size = f"{summary.utterances} utterances, {summary.frames} frames, {frames_to_hours(summary.frames):.2f} hours"
+    print(f"{args.save_dir}: {size}, {truncated}, {summary.skipped} skipped")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,17 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
     if args.overwrite:
         sources = args.librispeech_from_kaldi or [args.librispeech_audio]
         refuse_to_remove(args.save_dir, (*sources, args.norm_from, args.utt2spk, args.spk2utt))
+    skip_errors = args.on_error == "skip"
     if args.librispeech_audio:
-        source = AudioSource.find(args.librispeech_audio, args.channel, args.resample, args.on_error == "skip")
+        source = AudioSource.find(args.librispeech_audio, args.channel, args.resample, skip_errors)
     else:
         source = ArchiveSource(args.librispeech_from_kaldi)
-    options = PrepareOptions(
-        max_seq_len=args.max_seq_len,
-        num_workers=args.num_workers,
-        skip_errors=args.on_error == "skip",
-        overwrite=args.overwrite,
-        scaling=choose_scaling(args, source),
-    )
+    scaling = choose_scaling(args, source)
+    options = PrepareOptions(args.max_seq_len, args.num_workers, skip_errors, args.overwrite, scaling)
     report(prepare(source, args.save_dir, options), source, args)
 
 

@@ -207,7 +207,7 @@ def test_a_bad_utterance_stops_or_is_listed(checkpoint, tmp_path):
 def test_a_prepared_utterance_that_is_not_finite_stops_or_is_listed(checkpoint, tmp_path):
     data = make_prepared(tmp_path / "data", [9, 7, 8], mel_dim=80)
     save_tensor(data / "spk1-0001.pt", load_tensor(data / "spk1-0001.pt").index_fill(0, torch.tensor(3), np.nan))
-    with pytest.raises(InputError, match=r"spk1-0001\.pt: frame 4 of 7 .*NaN.*--on_error skip"):
+    with pytest.raises(InputError, match=r"spk1-0001\.pt: utterance spk1-0001: frame 4 of 7 .*NaN.*--on_error skip"):
         extract(checkpoint, data, tmp_path / "out")
     assert list(read(extract(checkpoint, data, tmp_path / "out", "--on_error", "skip"))) == ["spk0-0000", "spk2-0002"]
     assert "frame 4 of 7" in (tmp_path / "out/skipped.txt").read_text()

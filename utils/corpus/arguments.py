@@ -15,20 +15,14 @@ from utils.system.errors import InputError
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for reading audio and for normalising frames."""
+    """Add the options for bad utterances, for reading audio and for normalising frames."""
     add = parser.add_argument
-    add(
-        "--norm",
-        choices=MODES,
-        help="Scale frames to zero mean and unit variance over each of these "
-        "(by default speaker for audio, none for archives).",
-    )
-    add(
-        "--norm_from",
-        type=Path,
-        metavar="FILE",
-        help="Scale frames by this normalization.json, or that of this prepared directory, instead.",
-    )
+    on_error = "Stop at the first bad utterance, or skip it and list it in skipped.txt."
+    add("--on_error", choices=("stop", "skip"), default="stop", help=on_error)
+    norm = "Scale frames to zero mean and unit variance over each of these (speaker for audio, none for archives)."
+    add("--norm", choices=MODES, help=norm)
+    norm_from = "Scale frames by this normalization.json, or that of this prepared directory, instead."
+    add("--norm_from", type=Path, metavar="FILE", help=norm_from)
     maps = parser.add_mutually_exclusive_group()
     maps.add_argument("--utt2spk", type=Path, metavar="FILE", help="Take the speakers from this Kaldi utt2spk file.")
     maps.add_argument("--spk2utt", type=Path, metavar="FILE", help="Take the speakers from this Kaldi spk2utt file.")

@@ -67,13 +67,37 @@ class AudioSource(Source):
     def find(
         cls, directory: Path, channel: int | None = None, resample: bool = False, skip_errors: bool = False
     ) -> "AudioSource":
-        """Look for the files; an utterance's id is its file's name without the suffix.
+        """Look for the files, also behind links; an utterance's id is its file's name without the suffix.
+
+        With `skip_errors`, directories that cannot be read are skipped.
 
         Raises:
-            InputError: there is none, two have the same name, or a name is not an utterance id.
+            InputError: there is none, two have the same name, a name is not an utterance id, or a directory is
+                unreadable.
         """
-        files, not_read = find_audio(directory, channel, resample, skip_errors)
-        return cls(files, directory, not_read)
+        if not directory.is_dir():
+            raise InputError(f"{directory} is not a directory")
+        files, not_read = _walk(directory, skip_errors)
+        found: dict[str, AudioUtterance] = {}
+        problems = []
+        for path, size, mtime_ns in sorted(files):
+            try:
+                name = check_utterance_id(path.stem, str(path))
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            if name in found:
+                problems.append(f"{found[name].location} and {path} are both utterance {name}: rename one")
+                continue
+            place = {"id": name, "location": str(path), "size": size, "folder": path.absolute().parent.name}
+            found[name] = AudioUtterance(**place, channel=channel, resample=resample, mtime_ns=mtime_ns)
+        if problems:
+            others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise InputError(problems[0] + others, details=problems if others else ())
+        if not found:
+            others = f"; {_describe_not_read(not_read)}" if not_read else ""
+            raise InputError(f"{directory} holds no audio files ({', '.join(AUDIO_SUFFIXES)}){others}")
+        return cls([found[name] for name in sorted(found)], directory, not_read)
 
     def utterances(self) -> Iterator[AudioUtterance]:
         return iter(self.files)
@@ -95,52 +119,10 @@ class AudioSource(Source):
         lines = []
         if any(file.location.lower().endswith(".mp3") for file in self.files):
             lines.append("an .mp3 may promise no length: whether one is truncated cannot always be known")
-        return lines + ([describe_not_read(self.not_read)] if self.not_read else [])
+        return [*lines, _describe_not_read(self.not_read)] if self.not_read else lines
 
 
-def find_audio(
-    directory: str | Path, channel: int | None = None, resample: bool = False, skip_errors: bool = False
-) -> tuple[list[AudioUtterance], Counter[str]]:
-    """Every audio file below a directory, sorted by utterance id, which is the file's name without its ending.
-
-    Links are followed. With `skip_errors`, directories that cannot be read are skipped.
-
-    Returns:
-        The files, and how many entries of each kind are not read.
-
-    Raises:
-        InputError: there is none, two have the same name, a name is not an utterance id, or a directory is unreadable.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise InputError(f"{directory} is not a directory")
-    files, not_read = _walk(directory, skip_errors)
-    found: dict[str, AudioUtterance] = {}
-    problems = []
-    for path, size, mtime_ns in sorted(files):
-        try:
-            utterance = check_utterance_id(path.stem, str(path))
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        if utterance in found:
-            problems.append(f"{found[utterance].location} and {path} are both utterance {utterance}: rename one")
-            continue
-        folder = path.absolute().parent.name
-        found[utterance] = AudioUtterance(
-            id=utterance, location=str(path), size=size, folder=folder, channel=channel, resample=resample,
-            mtime_ns=mtime_ns,
-        )  # fmt: skip
-    if problems:
-        others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise InputError(problems[0] + others, details=problems if others else ())
-    if not found:
-        others = f"; {describe_not_read(not_read)}" if not_read else ""
-        raise InputError(f"{directory} holds no audio files ({', '.join(AUDIO_SUFFIXES)}){others}")
-    return [found[utterance] for utterance in sorted(found)], not_read
-
-
-def describe_not_read(not_read: Counter[str]) -> str:
+def _describe_not_read(not_read: Counter[str]) -> str:
     """The entries of a directory that are not read: how many of each kind."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in not_read.most_common())
     convert = f" (convert these: {CONVERT})" if any(kind in CONVERTIBLE_SUFFIXES for kind in not_read) else ""
@@ -162,17 +144,17 @@ def _walk(top: Path, skip_errors: bool) -> tuple[list[tuple[Path, int, int]], Co
             entries = [] if (status.st_dev, status.st_ino) in seen else sorted(os.scandir(folder), key=os.fspath)
         except OSError as error:
             if not skip_errors:
-                reason = f"{folder} cannot be read: {error.strerror}; --on_error skip skips it"
-                raise InputError(reason) from error
+                raise InputError(f"{folder} cannot be read: {error.strerror}; --on_error skip skips it") from error
             not_read["unreadable directory"] += 1
             continue
         if (status.st_dev, status.st_ino) in seen:
             not_read["link to a directory that is read already"] += 1
         seen.add((status.st_dev, status.st_ino))
         for entry in entries:
-            path, kind = folder / entry.name, _kind(entry)
+            path = folder / entry.name
+            kind, size, mtime_ns = _kind_size_time(path, entry)
             if kind == "file":
-                files.append((path, *_size_and_time(path)))
+                files.append((path, size, mtime_ns))
             elif kind != "directory":
                 not_read[kind] += 1
             elif not entry.is_symlink():
@@ -184,33 +166,23 @@ def _walk(top: Path, skip_errors: bool) -> tuple[list[tuple[Path, int, int]], Co
     return files, not_read
 
 
-def _kind(entry: os.DirEntry) -> str:
-    """'directory', 'file' where it is to be read, or the kind of what is not."""
+def _kind_size_time(path: Path, entry: os.DirEntry) -> tuple[str, int, int]:
+    """'directory', 'file' where it is to be read, or the kind of what is not; its size and modification time."""
     if entry.name.startswith("."):  # macOS adds ._name files
-        return "hidden"
-    suffix = Path(entry.name).suffix.lower()
-    is_audio = suffix in AUDIO_SUFFIXES
-    try:
-        mode = Path(entry.path).stat().st_mode
-    except OSError as error:
-        if entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return "broken link"
-        if entry.is_dir(follow_symlinks=False):
-            return "directory"  # reading it says what is wrong
-        return "file" if is_audio else suffix or "without suffix"
-    if stat.S_ISDIR(mode):
-        return "directory"
-    if not is_audio:
-        return suffix or "without suffix"
-    return "file" if stat.S_ISREG(mode) else "device or pipe"
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
+        return "hidden", 0, 0
+    suffix = path.suffix.lower()
+    kind = "file" if suffix in AUDIO_SUFFIXES else suffix or "without suffix"
     try:
         status = path.stat()
-    except OSError:
-        return 0, 0  # loading it says what is wrong
-    return status.st_size, status.st_mtime_ns
+    except OSError as error:  # reading what is there says what is wrong
+        if entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            kind = "broken link"
+        return "directory" if entry.is_dir(follow_symlinks=False) else kind, 0, 0
+    if stat.S_ISDIR(status.st_mode):
+        kind = "directory"
+    elif kind == "file" and not stat.S_ISREG(status.st_mode):
+        kind = "device or pipe"
+    return kind, status.st_size, status.st_mtime_ns
 
 
 def _is_above(link: Path, folder: Path) -> bool:

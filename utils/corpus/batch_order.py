@@ -20,7 +20,7 @@ class BatchOrder(Sampler[list[int]]):
 
     Attributes:
         epoch: which epoch's order is given.
-        first_batch: how many batches of it to leave out: those that an interrupted run has done.
+        first_batch: how many batches of it to skip: those that an interrupted run has done.
         end_batch: the batch to stop before; None for the epoch's end.
     """
 
@@ -28,47 +28,38 @@ class BatchOrder(Sampler[list[int]]):
         self, lengths: Sequence[int], batch_size: int, seed: int | None = None, bucketing: bool = False
     ) -> None:
         self.lengths = torch.tensor(lengths)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.bucketing = bucketing
-        self.epoch = 0
-        self.first_batch = 0
+        self.batch_size, self.seed, self.bucketing = batch_size, seed, bucketing
+        self.epoch, self.first_batch = 0, 0
         self.end_batch: int | None = None
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """Number of batches in a whole epoch."""
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         yield from self._epoch_batches()[self.first_batch : self.end_batch]
 
     def _epoch_batches(self) -> list[list[int]]:
-        if self.seed is None:
-            order = torch.argsort(self.lengths, stable=True) if self.bucketing else torch.arange(len(self.lengths))
-            return [batch.tolist() for batch in order.split(self.batch_size)]
-        random = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        order = torch.randperm(len(self.lengths), generator=random)
-        if not self.bucketing:
-            return [batch.tolist() for batch in order.split(self.batch_size)]
-        pools = order.split(self.batch_size * BUCKET_POOL)
-        order = torch.cat([pool[torch.argsort(self.lengths[pool], stable=True)] for pool in pools])
-        in_order = order.split(self.batch_size)
-        return [in_order[i].tolist() for i in torch.randperm(len(in_order), generator=random).tolist()]
+        random = None
+        order, pool_size = torch.arange(len(self.lengths)), max(1, len(self.lengths))
+        if self.seed is not None:
+            random = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+            order, pool_size = torch.randperm(len(order), generator=random), self.batch_size * BUCKET_POOL
+        if self.bucketing:
+            pools = order.split(pool_size)
+            order = torch.cat([pool[torch.argsort(self.lengths[pool], stable=True)] for pool in pools])
+        batches = [batch.tolist() for batch in order.split(self.batch_size)]
+        if self.bucketing and random is not None:
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=random).tolist()]
+        return batches
 
 
 def deal(batch: Sequence[int], lengths: Sequence[int], shares: int) -> list[list[int]]:
-    """Share out a batch: as many utterances to each share, give or take one, and about as many frames.
+    """Share out a batch of indices: as many utterances to each share, give or take one, and about as many frames.
 
     The utterances are dealt by falling length, forwards and backwards in turns, so that every share also has one of the
-    longest: the time that a step takes is that of its longest utterance.
-
-    Args:
-        batch: indices of utterances.
-        lengths: frames of each utterance of the set.
-        shares: how many shares; where there are more than utterances, the last ones are empty.
-
-    Returns:
-        The indices of each share, in the order in which they are in the batch.
+    longest: the time that a step takes is that of its longest utterance. Within a share they keep the batch's order.
+    Where there are more shares than utterances, the last ones are empty.
     """
     falling = sorted(range(len(batch)), key=lambda place: -lengths[batch[place]])
     places: list[list[int]] = [[] for _ in range(shares)]

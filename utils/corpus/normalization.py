@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.corpus.speakers import EVERYBODY, Speakers
+from utils.corpus.speakers import EVERYBODY
 from utils.system.errors import InputError, one_line
 from utils.system.files import read_json, write_json
 
@@ -16,12 +17,11 @@ MODES = ("speaker", "utterance", "global", "none")
 NORMALIZATION_FILE = "normalization.json"
 MIN_RELATIVE_VARIANCE = 1e-10  # below it a bin is constant but for rounding
 
+Statistics = tuple[np.ndarray, np.ndarray]  # mean and standard deviation, each (mel_dim,) float64
+
 
 def frame_sums(frames: np.ndarray) -> np.ndarray:
-    """What a mean and a variance need, in Kaldi's CMVN layout.
-
-    Args:
-        frames: (frames, mel_dim) float32.
+    """What a mean and a variance of frames (frames, mel_dim) need, in Kaldi's CMVN layout.
 
     Returns:
         (2, mel_dim + 1) float64: [sums, number of frames] and [sums of squares, 0].
@@ -33,7 +33,7 @@ def frame_sums(frames: np.ndarray) -> np.ndarray:
     return sums
 
 
-def mean_and_std(sums: np.ndarray, whose: str) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_std(sums: np.ndarray, whose: str) -> Statistics:
     """Mean and (population) standard deviation from `frame_sums`, each (mel_dim,) float64.
 
     Raises:
@@ -65,55 +65,22 @@ def scale(log_mel: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     return scaled
 
 
+@dataclass(frozen=True)
 class Normalizer:
     """Scales frames to zero mean and unit variance.
 
-    Args:
+    Attributes:
         mode: 'speaker', 'utterance', 'global' or 'none'.
         speakers_from: how an utterance's speaker was found, in words.
-        statistics: mean and standard deviation, each (mel_dim,) float64, for each speaker (or EVERYBODY).
+        statistics: of each speaker (or EVERYBODY).
     """
 
-    def __init__(
-        self,
-        mode: str,
-        speakers_from: str = "",
-        statistics: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
-    ) -> None:
-        self.mode = mode
-        self.speakers_from = speakers_from
-        self.statistics = dict(statistics or {})
-
-    @classmethod
-    def from_sums(
-        cls, mode: str, speakers: Speakers, sums: Mapping[str, np.ndarray], skip_errors: bool
-    ) -> "Normalizer":
-        """The normalisation by statistics that were gathered.
-
-        Args:
-            mode: 'speaker' or 'global'.
-            speakers: who speaks.
-            sums: `frame_sums` of all frames of each speaker (or EVERYBODY), (2, mel_dim + 1) float64.
-            skip_errors: leave out speakers with a bin that never changes, instead of raising InputError.
-        """
-        statistics = {}
-        for speaker, of_speaker in sums.items():
-            try:
-                statistics[speaker] = mean_and_std(of_speaker, f"speaker {one_line(speaker, 80)}")
-            except InputError:
-                if not skip_errors:
-                    raise
-        return cls(mode, speakers.describe() if mode == "speaker" else "", statistics)
+    mode: str
+    speakers_from: str = ""
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
 
     def apply(self, log_mel: np.ndarray, speaker: str = "") -> np.ndarray:
-        """Normalise an utterance as the corpus was.
-
-        Args:
-            log_mel: (frames, mel_dim) float32.
-            speaker: needed in the mode 'speaker' only.
-
-        Returns:
-            (frames, mel_dim) float32.
+        """An utterance (frames, mel_dim) normalised as the corpus was; `speaker` is for the mode 'speaker' only.
 
         Raises:
             InputError: a speaker without statistics, another mel_dim, or a bin without variance.
@@ -121,16 +88,14 @@ class Normalizer:
         if self.mode == "none":
             return log_mel
         if self.mode == "utterance":
-            mean, std = mean_and_std(frame_sums(log_mel), "this utterance")
-        else:
-            mean, std = self.statistics_of(EVERYBODY if self.mode == "global" else speaker)
-        return scale(log_mel, mean, std)
+            return scale(log_mel, *mean_and_std(frame_sums(log_mel), "this utterance"))
+        return scale(log_mel, *self.statistics_of(EVERYBODY if self.mode == "global" else speaker))
 
-    def statistics_of(self, speaker: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of a speaker (or EVERYBODY). Raises InputError where there are none."""
+    def statistics_of(self, speaker: str) -> Statistics:
+        """The statistics of a speaker (or EVERYBODY). Raises InputError where there are none."""
         if speaker not in self.statistics:
-            raise InputError(f"speaker {one_line(speaker, 80)} has no mean and variance to normalise by "
-                             "(one per speaker is for its speakers only; --norm global makes one for any)")  # fmt: skip
+            hint = "one per speaker is for its speakers only; --norm global makes one for any"
+            raise InputError(f"speaker {one_line(speaker, 80)} has no mean and variance to normalise by ({hint})")
         return self.statistics[speaker]
 
     def describe(self) -> str:
@@ -140,14 +105,12 @@ class Normalizer:
         return {"global": "over the whole corpus", "utterance": "per utterance", "none": "not at all"}[self.mode]
 
     def digest(self) -> str:
-        """What tells this normalisation from others."""
+        """A fingerprint of the normalisation."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def _content(self) -> dict[str, Any]:
-        statistics = {
-            name: {"mean": mean.tolist(), "std": std.tolist()} for name, (mean, std) in self.statistics.items()
-        }
-        return {"mode": self.mode, "speakers_from": self.speakers_from, "statistics": statistics}
+        lists = {name: {"mean": mean.tolist(), "std": std.tolist()} for name, (mean, std) in self.statistics.items()}
+        return {"mode": self.mode, "speakers_from": self.speakers_from, "statistics": lists}
 
     def save(self, path: Path) -> None:
         """Write normalization.json."""
@@ -155,11 +118,7 @@ class Normalizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Normalizer":
-        """Read normalization.json (or the one in a prepared directory).
-
-        Raises:
-            InputError: the file is missing or damaged.
-        """
+        """Read normalization.json, or that of a prepared directory. Raises InputError: it is missing or damaged."""
         path = Path(path)
         path = path / NORMALIZATION_FILE if path.is_dir() else path
         if not path.is_file():
@@ -171,12 +130,15 @@ class Normalizer:
                 for name, entry in content["statistics"].items()
             }
             mode, speakers_from = content["mode"], str(content["speakers_from"])
-            sound = mode in MODES and all(
-                mean.ndim == 1 and mean.shape == std.shape and np.isfinite(mean).all()
-                and np.isfinite(std).all() and (std > 0).all() for mean, std in statistics.values()
-            )  # fmt: skip
+            is_sound = mode in MODES and all(map(_is_sound, statistics.values()))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{path} is damaged: {one_line(repr(error), 120)}") from error
-        if not sound:
+        if not is_sound:
             raise InputError(f"{path} is damaged: it does not hold a mode, and a mean and std for each speaker")
         return cls(mode, speakers_from, statistics)
+
+
+def _is_sound(statistics: Statistics) -> bool:
+    """Whether these are finite numbers, as many of each, to scale a frame by."""
+    mean, std = statistics
+    return mean.ndim == 1 and mean.shape == std.shape and bool(np.isfinite(statistics).all() and (std > 0).all())

@@ -4,6 +4,7 @@ made_from.json      what the job was asked for: a directory is only ever continu
 progress.jsonl      a line for each utterance whose file is about to be written, one when it is done; gone when all are
 <utterance id>.pt   the tensors, each whole (or .npy, where the job writes those)
 skipped.txt         what was skipped and why, a line an utterance, if anything was
+shorter.txt         a line for each audio file that is shorter than its header promises, if any is
 lengths.pkl         written last: a directory that has it is complete
 
 These are the record of what was made here: only files that it lists are ever removed.
@@ -11,13 +12,11 @@ These are the record of what was made here: only files that it lists are ever re
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from utils.corpus.prepared import LENGTHS_FILE, TENSOR_SUFFIX, load_lengths, save_lengths
-from utils.corpus.utterance import BadUtterance, Utterance
+from utils.corpus.prepared import LENGTHS_FILE, TENSOR_SUFFIX, list_utterances, load_lengths, save_lengths
 from utils.system.errors import InputError, one_line
 from utils.system.files import (
     atomic_write,
@@ -34,6 +33,7 @@ from utils.system.files import (
 MADE_FROM_FILE = "made_from.json"
 PROGRESS_FILE = "progress.jsonl"
 SKIPPED_FILE = "skipped.txt"
+REMARKS_FILE = "shorter.txt"
 FILE_SUFFIXES = (TENSOR_SUFFIX, ".npy")  # of jobs that write a file an utterance
 
 
@@ -92,9 +92,7 @@ class OutputDirectory:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
         if (self.path / LENGTHS_FILE).exists():
             (self.path / PROGRESS_FILE).unlink(missing_ok=True)
@@ -117,15 +115,11 @@ class OutputDirectory:
         self._claimed.add(utterance)
         self._note({"id": utterance})
 
-    def claim_each(self, utterances: Iterable[Utterance]) -> Iterator[Utterance]:
-        """Claim utterances as they are drawn, but for bad ones."""
-        for utterance in utterances:
-            if not isinstance(utterance, BadUtterance):
-                self.claim(utterance.id)
-            yield utterance
-
     def record(self, utterance: str, **facts: Any) -> None:
-        """Note that an utterance is done, with what a later run needs to know of it (JSON types)."""
+        """Note that an utterance is done, with what a later run needs to know of it (JSON types).
+
+        Its `remark`, if any, is listed in shorter.txt when all are done.
+        """
         self.done[utterance] = facts
         self._note({"id": utterance, **facts})
 
@@ -141,15 +135,20 @@ class OutputDirectory:
             lengths: number of true frames for each utterance id, in the order of the source.
             skipped: a line for each skipped utterance: its id, a tab, and why.
         """
-        if skipped:
-            with atomic_write(self.path / SKIPPED_FILE) as file:
-                for line in skipped:
-                    fields = (one_line(field, 1000) for field in line.split("\t", 1))
-                    file.write(("\t".join(fields) + "\n").encode())
-        else:
-            (self.path / SKIPPED_FILE).unlink(missing_ok=True)
+        remarks = [(utterance, self.done.get(utterance, {}).get("remark")) for utterance in lengths]
+        self._write_lines(REMARKS_FILE, [f"{utterance}\t{remark}" for utterance, remark in remarks if remark])
+        columns = [[one_line(column, 1000) for column in line.split("\t", 1)] for line in skipped]
+        self._write_lines(SKIPPED_FILE, map("\t".join, columns))
         remove_made(self.path, self._files_of(self._claimed - lengths.keys(), self._made_from))  # skipped since
         save_lengths(self.path, lengths)
+
+    def _write_lines(self, name: str, lines: Iterable[str]) -> None:
+        """Write a file of lines, or remove it where there are none."""
+        if text := "".join(f"{line}\n" for line in lines):
+            with atomic_write(self.path / name) as file:
+                file.write(text.encode("utf-8", "surrogateescape"))
+        else:
+            (self.path / name).unlink(missing_ok=True)
 
     def lengths(self) -> dict[str, int]:
         """The true frames of each utterance of a complete directory."""
@@ -158,8 +157,7 @@ class OutputDirectory:
     def _check(self) -> None:
         """Raise InputError where the directory is not to be filled by this job; nothing has been written there yet."""
         made_from_path = self.path / MADE_FROM_FILE
-        refuse_special_file(self.path / PROGRESS_FILE)
-        for name in self._extra_files(self._made_from):
+        for name in (PROGRESS_FILE, REMARKS_FILE, *self._extra_files(self._made_from)):
             refuse_special_file(self.path / name)
         if self._overwrite:
             refuse_other_files(self.path, self._recorded())
@@ -167,7 +165,15 @@ class OutputDirectory:
             refuse_other_files(self.path)
         else:
             self._check_made_from(read_json(made_from_path))
-            self._check_whole()
+            if (self.path / LENGTHS_FILE).exists():
+                self._check_complete()
+
+    def _check_complete(self) -> None:
+        suffix = _suffix(self._made_from)
+        if suffix in FILE_SUFFIXES:
+            list_utterances(self.path, suffix, "; --overwrite to make all of it anew, or give another directory")
+        else:
+            self.lengths()
 
     def _check_made_from(self, before: dict[str, Any]) -> None:
         for key in [*self._made_from, *before]:
@@ -176,15 +182,6 @@ class OutputDirectory:
                     f"{self.path} was made with {key} {one_line(before.get(key), 120)}, not "
                     f"{one_line(self._made_from.get(key), 120)}; give another directory, or --overwrite"
                 )
-
-    def _check_whole(self) -> None:
-        if (self.path / LENGTHS_FILE).exists():
-            present = {entry.name for entry in self.path.iterdir()}
-            for utterance in self.lengths():
-                name = self.tensor_path(utterance).name
-                if name not in present and _suffix(self._made_from) in FILE_SUFFIXES:
-                    raise InputError(f"{self.path}: {name} is missing, but {LENGTHS_FILE} names it; --overwrite to "
-                                     "make all of it anew, or give another directory")  # fmt: skip
 
     def _recorded(self) -> list[str]:
         """The names of all files that were made here; in the order in which removing them can be killed and repeated.
@@ -202,9 +199,8 @@ class OutputDirectory:
         if made_from is None:
             return [*self._files_of(utterances, {}), LENGTHS_FILE]
         utterances |= self._read_progress()[0]
-        extra_files = self._extra_files(made_from)
-        return [*self._files_of(utterances, made_from), *extra_files, SKIPPED_FILE, LENGTHS_FILE, PROGRESS_FILE,
-                MADE_FROM_FILE]  # fmt: skip
+        others = (REMARKS_FILE, SKIPPED_FILE, LENGTHS_FILE, PROGRESS_FILE, MADE_FROM_FILE)
+        return [*self._files_of(utterances, made_from), *self._extra_files(made_from), *others]
 
     def _files_of(self, utterances: set[str], made_from: dict[str, Any]) -> list[str]:
         """The names of those utterances' files that are there; whatever the record says, none is outside."""

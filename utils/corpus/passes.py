@@ -25,8 +25,7 @@ class Pass:
     """A pass over utterances; `map` does the work, `skip` decides what an error means.
 
     Args:
-        source: whose utterances they are, for the progress bar.
-        label: what the bar says.
+        source, label: what the progress bar counts, and says.
         num_workers: processes; 0 works in this one.
         skip_errors: skip bad utterances, and list them, instead of stopping.
         stop: checked after each chunk of utterances.
@@ -62,19 +61,14 @@ class Pass:
                 self.stop.check()
 
     def skip(self, utterance: Utterance, error: InputError) -> None:
-        """Skip an utterance and list it, or stop.
-
-        Raises:
-            InputError: errors are not skipped.
-        """
+        """Skip an utterance and list it. Raises InputError where errors are not skipped."""
         if not self.skip_errors:
             raise InputError(f"{error}; --on_error skip skips such utterances") from error
         self.skipped.append(f"{utterance.id}\t{error}")
 
     def has_size(self, utterance: Utterance, mel_dim: int) -> bool:
         """Whether an utterance's frames have the size of the first one's; otherwise it is skipped."""
-        self.first = self.first or (utterance.location, mel_dim)
-        location, size = self.first
+        location, size = self.first = self.first or (utterance.location, mel_dim)
         if mel_dim != size:
             reason = f"frames of size {mel_dim}, but those of the first, {location}, have size {size}"
             self.skip(utterance, utterance.error(reason))
@@ -107,11 +101,10 @@ def in_chunks(utterances: Iterable[Of]) -> Iterator[list[Of]]:
 
 def _attempt(work: Callable[[Utterance], T], chunk: list[Utterance]) -> list[T | InputError]:
     """The work on each utterance of a chunk; an error stands for its utterance, and the others are done."""
-    return [_attempt_one(work, utterance) for utterance in chunk]
-
-
-def _attempt_one(work: Callable[[Utterance], T], utterance: Utterance) -> T | InputError:
-    try:
-        return work(utterance)
-    except InputError as error:
-        return error
+    outcomes: list[T | InputError] = []
+    for utterance in chunk:
+        try:
+            outcomes.append(work(utterance))
+        except InputError as error:
+            outcomes.append(error)
+    return outcomes

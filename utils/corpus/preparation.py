@@ -5,6 +5,7 @@ tensors. Audio is thus read twice: that costs time, and saves a copy of the whol
 """
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from utils.corpus.output_directory import SKIPPED_FILE, OutputDirectory
 from utils.corpus.passes import Pass, remaining
 from utils.corpus.prepared import TENSOR_SUFFIX, save_tensor
 from utils.corpus.scaling import Scaling, find_normalizer, scaled
-from utils.corpus.sources import REMARKS_FILE, Source, save_remarks
+from utils.corpus.sources import Source
 from utils.corpus.utterance import Utterance
 from utils.system.errors import InputError
 from utils.system.signals import StopRequest
@@ -43,50 +44,26 @@ class PrepareOptions(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The content of a prepared directory: counts of utterances and of frames, and how they were normalised.
-
-    `truncated` is None where the directory was complete before.
-    """
+    """The content of a prepared directory: counts of utterances and of frames, and how they were normalised."""
 
     utterances: int
     frames: int
-    truncated: int | None
+    truncated: int | None  # None where the directory was complete before
     skipped: int
     normalization: str
 
 
-class Written(NamedTuple):
-    """A tensor that was written; recorded in the directory.
-
-    Attributes:
-        frames: the true ones, after truncation.
-        mel_dim: size of a frame.
-        truncated: whether the utterance was longer.
-        remark: what people should know of the utterance.
-    """
-
-    frames: int
-    mel_dim: int
-    truncated: bool
-    remark: str | None
-
-
-class WriteTensor(NamedTuple):
-    """Write an utterance's tensor (max_seq_len, mel_dim) into a directory."""
-
-    directory: Path
-    max_seq_len: int
-
-    def __call__(self, utterance: Utterance) -> Written:
-        """Raises InputError where the utterance is bad."""
-        frames = utterance.load()  # (frames, mel_dim)
-        length, mel_dim = min(len(frames), self.max_seq_len), frames.shape[1]
-        if mel_dim > MAX_MEL_DIM:
-            raise utterance.error(f"{mel_dim} numbers are not a frame (at most {MAX_MEL_DIM})")
-        padded = torch.zeros(self.max_seq_len, mel_dim)
-        padded[:length] = torch.from_numpy(frames[:length])
-        save_tensor(self.directory / f"{utterance.id}{TENSOR_SUFFIX}", padded)
-        return Written(length, mel_dim, len(frames) > self.max_seq_len, utterance.remark())
+def write_tensor(utterance: Utterance, directory: Path, max_seq_len: int) -> dict[str, Any]:
+    """Write the tensor (max_seq_len, mel_dim) of an utterance; returns the facts to record. Raises InputError."""
+    frames = utterance.load()  # (frames, mel_dim)
+    length, mel_dim = min(len(frames), max_seq_len), frames.shape[1]
+    if mel_dim > MAX_MEL_DIM:
+        raise utterance.error(f"{mel_dim} numbers are not a frame (at most {MAX_MEL_DIM})")
+    padded = torch.zeros(max_seq_len, mel_dim)
+    padded[:length] = torch.from_numpy(frames[:length])
+    save_tensor(directory / f"{utterance.id}{TENSOR_SUFFIX}", padded)
+    truncated = len(frames) > max_seq_len
+    return {"frames": length, "mel_dim": mel_dim, "truncated": truncated, "remark": utterance.remark()}
 
 
 def prepare(source: Source, save_dir: str | Path, options: PrepareOptions) -> Summary:
@@ -102,16 +79,15 @@ def prepare(source: Source, save_dir: str | Path, options: PrepareOptions) -> Su
         OutputDirectory(save_dir, made_from, options.overwrite, extra_files, FACTS, overwrite_released=True) as out,
     ):
         if not out.complete:
-            normalizer = find_normalizer(
-                source, options.scaling, out.path, options.num_workers, options.skip_errors, stop
-            )
-            _write_tensors(source, scaled(source, normalizer, options.scaling.speakers), out, options, stop)
+            scaling, num_workers = options.scaling, options.num_workers
+            normalizer = find_normalizer(source, scaling, out.path, num_workers, options.skip_errors, stop)
+            _write_tensors(source, scaled(source, normalizer, scaling.speakers), out, options, stop)
         return _summarize(out)
 
 
 def extra_files(made_from: dict[str, Any]) -> tuple[str, ...]:
     """The files that preparing writes besides tensors, given what a directory was made from."""
-    return (REMARKS_FILE,) if made_from.get("norm", "none") == "none" else (REMARKS_FILE, NORMALIZATION_FILE)
+    return () if made_from.get("norm", "none") == "none" else (NORMALIZATION_FILE,)
 
 
 def _write_tensors(
@@ -121,23 +97,23 @@ def _write_tensors(
     order: list[str] = []
     writing = Pass(source, "writing tensors", options.num_workers, options.skip_errors, stop)
 
-    def is_done(utterance: Utterance) -> bool:
-        has = out.has(utterance.id)
-        if has:  # the size that all must have is that of the first utterance, written in this run or before
-            writing.first = writing.first or (utterance.location, out.done[utterance.id]["mel_dim"])
-        return has
+    def is_done_or_claimed(utterance: Utterance) -> bool:
+        if not out.has(utterance.id):
+            out.claim(utterance.id)
+            return False
+        # the size that all must have is that of the first utterance, written in this run or before
+        writing.first = writing.first or (utterance.location, out.done[utterance.id]["mel_dim"])
+        return True
 
-    work = WriteTensor(out.path, options.max_seq_len)
-    for utterance, written in writing.map(work, out.claim_each(remaining(utterances, is_done, order))):
-        if writing.has_size(utterance, written.mel_dim):
-            out.record(utterance.id, **written._asdict())
+    work = partial(write_tensor, directory=out.path, max_seq_len=options.max_seq_len)
+    for utterance, facts in writing.map(work, remaining(utterances, is_done_or_claimed, order)):
+        if writing.has_size(utterance, facts["mel_dim"]):
+            out.record(utterance.id, **facts)
     lengths = {name: out.done[name]["frames"] for name in order if out.has(name)}
     if not lengths:
-        skipped = (
-            f": all {len(writing.skipped)} were skipped, the first: {writing.skipped[0]}" if writing.skipped else ""
-        )
-        raise InputError(f"no utterance to prepare in the input{skipped}")
-    save_remarks(out.path, out.done, list(lengths))
+        skipped = writing.skipped
+        reason = f": all {len(skipped)} were skipped, the first: {skipped[0]}" if skipped else ""
+        raise InputError(f"no utterance to prepare in the input{reason}")
     out.finish(lengths, writing.skipped)
 
 

@@ -33,24 +33,18 @@ _OTHER_OPCODES = ("PROTO", "FRAME", "MARK", "STOP", "SETITEM", "SETITEMS", "PUT"
 
 def save_tensor(path: Path, frames: torch.Tensor) -> None:
     """Write one tensor, whole or not at all. The same tensor always gives the same bytes."""
+    if not frames.is_contiguous() or frames.untyped_storage().nbytes() != frames.nbytes:
+        frames = frames.contiguous().clone()  # of a view, torch.save would write more, or in another order
     with atomic_write(path) as file:
-        torch.save(frames.contiguous().clone() if _is_view(frames) else frames, file)
-
-
-def _is_view(tensor: torch.Tensor) -> bool:
-    """Whether torch.save would write more than the tensor's own elements, or not in their order."""
-    return not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes
+        torch.save(frames, file)
 
 
 def load_tensor(path: str | Path, dims: int = 2) -> torch.Tensor:
-    """One utterance's tensor.
+    """The tensor of a .pt file: float32, dense, on the CPU.
 
     Args:
-        path: a .pt file.
+        path: the file.
         dims: how many dimensions it must have: 2 for (frames, size), 3 for (layers, frames, size).
-
-    Returns:
-        float32, dense, on the CPU.
 
     Raises:
         InputError: the file is missing, damaged, would run code, or holds something else.
@@ -64,21 +58,13 @@ def load_tensor(path: str | Path, dims: int = 2) -> torch.Tensor:
 
 
 def save_lengths(directory: Path, lengths: Mapping[str, int]) -> None:
-    """Write lengths.pkl, in the order given.
-
-    Args:
-        directory: the prepared directory.
-        lengths: number of true frames for each utterance id (without '.pt').
-    """
+    """Write lengths.pkl: the number of true frames for each utterance id (without '.pt'), in the order given."""
     with atomic_write(directory / LENGTHS_FILE) as file:
         pickle.dump({f"{utterance}{TENSOR_SUFFIX}": n for utterance, n in lengths.items()}, file, protocol=3)
 
 
 def load_lengths(directory: str | Path) -> dict[str, int]:
-    """Read lengths.pkl, of which nothing but a dict of str to int is understood.
-
-    Returns:
-        The number of true frames for each utterance id (without '.pt'), in the file's order.
+    """Read lengths.pkl: the number of true frames for each utterance id (without '.pt'), in the file's order.
 
     Raises:
         InputError: the file is missing, damaged, would run code, or names a file outside the directory.
@@ -94,8 +80,8 @@ def load_lengths(directory: str | Path) -> dict[str, int]:
     lengths = {}
     for name, length in zip(names, frames, strict=True):
         if not name.endswith(TENSOR_SUFFIX) or not 1 <= length <= MAX_FRAMES:
-            raise InputError(f"{path} is damaged: {one_line(repr(name), 80)} is not '<id>.pt', or its length is not "
-                             f"from 1 to {MAX_FRAMES}")  # fmt: skip
+            problem = f"{one_line(repr(name), 80)} is not '<id>.pt', or its length is not from 1 to {MAX_FRAMES}"
+            raise InputError(f"{path} is damaged: {problem}")
         lengths[check_utterance_id(name.removesuffix(TENSOR_SUFFIX), str(path))] = length
     return lengths
 
@@ -117,17 +103,17 @@ def _read_dict(content: bytes) -> tuple[list[str], list[int]]:
     return keys, values
 
 
-def list_utterances(directory: Path) -> dict[str, int]:
-    """The true frames of each utterance of a prepared directory, in the order of its lengths.pkl.
+def list_utterances(directory: Path, suffix: str = TENSOR_SUFFIX, advice: str = "") -> dict[str, int]:
+    """`load_lengths` of a directory that must hold a file with this suffix for each utterance.
 
     Raises:
-        InputError: lengths.pkl is missing or damaged, or names a tensor that is not there.
+        InputError: lengths.pkl is missing or damaged, or names a file that is not there; with advice for that case.
     """
     lengths = load_lengths(directory)
     present = {entry.name for entry in directory.iterdir()}
     for utterance in lengths:
-        if f"{utterance}{TENSOR_SUFFIX}" not in present:
-            raise InputError(f"{directory}: {utterance}{TENSOR_SUFFIX} is missing, but {LENGTHS_FILE} names it")
+        if f"{utterance}{suffix}" not in present:
+            raise InputError(f"{utterance}{suffix} is missing, but {LENGTHS_FILE} names it{advice}", str(directory))
     return lengths
 
 
@@ -143,6 +129,6 @@ def load_utterance(path: str | Path, length: int) -> torch.Tensor:
     if not frames[:length].sum().isfinite():  # much faster than a look at each number; a large sum may be infinite
         bad = ~frames[:length].isfinite().all(dim=1)  # (length,)
         if bad.any():
-            raise InputError(f"{path}: frame {int(bad.nonzero()[0]) + 1} of {length} has a number that is NaN or "
-                             "infinite; make this utterance again")  # fmt: skip
+            frame = f"frame {int(bad.nonzero()[0]) + 1} of {length}"
+            raise InputError(f"{frame} has a number that is NaN or infinite; make this utterance again", str(path))
     return frames

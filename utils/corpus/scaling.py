@@ -1,21 +1,19 @@
 """Frames scaled as a corpus is: whose mean and variance, from where, and the utterances that they are applied to."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from utils.corpus.normalization import NORMALIZATION_FILE, Normalizer, frame_sums, mean_and_std, scale
+from utils.corpus.normalization import NORMALIZATION_FILE, Normalizer, Statistics, frame_sums, mean_and_std, scale
 from utils.corpus.passes import Pass
 from utils.corpus.sources import Source
 from utils.corpus.speakers import Speakers
 from utils.corpus.utterance import BadUtterance, Utterance
-from utils.system.errors import InputError
+from utils.system.errors import InputError, one_line
 from utils.system.signals import StopRequest
-
-Statistics = tuple[np.ndarray, np.ndarray]  # mean and standard deviation, each (mel_dim,)
 
 
 class Scaling(NamedTuple):
@@ -31,12 +29,6 @@ class Scaling(NamedTuple):
     norm_from: Path | None = None
     speakers: Speakers = Speakers()
 
-    def given(self) -> Normalizer | None:
-        """The normalisation that needs no pass over the source, if any."""
-        if self.norm_from:
-            return Normalizer.load(self.norm_from)
-        return None if self.norm in ("speaker", "global") else Normalizer(self.norm)
-
     def describe(self, prefix: str = "") -> dict[str, str]:
         """A fingerprint of the normalisation (JSON types), its keys with a prefix."""
         given = Normalizer.load(self.norm_from) if self.norm_from else None
@@ -48,25 +40,10 @@ class Scaling(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledUtterance(Utterance):
-    """An utterance of any source, its frames scaled.
-
-    Attributes:
-        source: the utterance.
-        statistics: to scale by; None to leave frames as they are, or to scale them by their own.
-        by_itself: scale by the utterance's own mean and standard deviation.
-    """
+    """An utterance of any source, its frames scaled by statistics, or where they are None by its own."""
 
     source: Utterance
-    statistics: Statistics | None = None
-    by_itself: bool = False
-
-    @classmethod
-    def of(cls, source: Utterance, statistics: Statistics | None = None, by_itself: bool = False) -> "ScaledUtterance":
-        """An utterance and how to scale it."""
-        return cls(
-            id=source.id, location=source.location, size=source.size, folder=source.folder, source=source,
-            statistics=statistics, by_itself=by_itself,
-        )  # fmt: skip
+    statistics: Statistics | None
 
     def long_frames(self) -> int | None:
         return self.source.long_frames()
@@ -76,20 +53,12 @@ class ScaledUtterance(Utterance):
 
     def _read(self) -> np.ndarray:
         frames = self.source.load()
-        return _scaled(
-            frames, mean_and_std(frame_sums(frames), "this utterance") if self.by_itself else self.statistics
-        )
+        return scale(frames, *(self.statistics or mean_and_std(frame_sums(frames), "this utterance")))
 
     def _read_blocks(self) -> Iterator[np.ndarray]:
-        statistics = self.statistics
-        if self.by_itself:  # read twice
-            statistics = mean_and_std(sum_of_frames(self.source), "this utterance")
+        statistics = self.statistics or mean_and_std(sum_of_frames(self.source), "this utterance")  # a first reading
         for block in self.source.blocks():
-            yield _scaled(block, statistics)
-
-
-def _scaled(frames: np.ndarray, statistics: Statistics | None) -> np.ndarray:
-    return frames if statistics is None else scale(frames, *statistics)
+            yield scale(block, *statistics)
 
 
 def sum_of_frames(utterance: Utterance) -> np.ndarray:
@@ -99,17 +68,27 @@ def sum_of_frames(utterance: Utterance) -> np.ndarray:
 
 def scaled(source: Source, normalizer: Normalizer, speakers: Speakers) -> Iterator[Utterance]:
     """Every utterance, its frames scaled; one whose speaker has no statistics is a BadUtterance."""
+    mode = normalizer.mode
+
+    def scale_one(utterance: Utterance) -> Utterance:
+        if mode == "none":
+            return utterance
+        statistics = None if mode == "utterance" else normalizer.statistics_of(speakers.group(utterance, mode))
+        place = {"id": utterance.id, "location": utterance.location, "size": utterance.size}
+        return ScaledUtterance(**place, folder=utterance.folder, source=utterance, statistics=statistics)
+
+    return _change_each(source, scale_one)
+
+
+def _change_each(source: Source, change: Callable[[Utterance], Utterance]) -> Iterator[Utterance]:
+    """Every utterance, changed; one for which that raises InputError is a BadUtterance."""
     for utterance in source.unique():
-        if isinstance(utterance, BadUtterance):
-            yield utterance
-        elif normalizer.mode in ("none", "utterance"):
-            yield ScaledUtterance.of(utterance, by_itself=normalizer.mode == "utterance")
-        else:
+        if not isinstance(utterance, BadUtterance):
             try:
-                group = speakers.group(utterance, normalizer.mode)
-                yield ScaledUtterance.of(utterance, normalizer.statistics_of(group))
+                utterance = change(utterance)
             except InputError as error:
-                yield utterance.rejected(error)
+                utterance = utterance.rejected(error)
+        yield utterance
 
 
 def find_normalizer(
@@ -121,40 +100,45 @@ def find_normalizer(
     for any number of workers. It is done again where it is interrupted.
     """
     path = directory / NORMALIZATION_FILE
-    normalizer = scaling.given()
-    if normalizer is None and path.exists():
+    if scaling.norm_from:
+        normalizer = Normalizer.load(scaling.norm_from)
+    elif scaling.norm in ("utterance", "none"):
+        normalizer = Normalizer(scaling.norm)
+    elif path.exists():
         return Normalizer.load(path)
-    normalizer = normalizer or gather_statistics(source, scaling, num_workers, skip_errors, stop)
+    else:
+        normalizer = _gather_statistics(source, scaling, num_workers, skip_errors, stop)
     if normalizer.mode != "none":
         normalizer.save(path)
     return normalizer
 
 
-def gather_statistics(
+def _gather_statistics(
     source: Source, scaling: Scaling, num_workers: int, skip_errors: bool, stop: StopRequest
 ) -> Normalizer:
     """The mean and variance of each speaker, or of all, from a pass over the source.
 
     Raises:
-        InputError: an utterance is bad, or its speaker unknown, and errors are not skipped.
+        InputError: an utterance is bad, its speaker unknown, or a bin constant, and errors are not skipped.
         Stopped: a signal came.
     """
     mode, speakers = scaling.norm, scaling.speakers
+
+    def check_speaker(utterance: Utterance) -> Utterance:
+        speakers.group(utterance, mode)
+        return utterance
+
     sums: dict[str, np.ndarray] = {}
     statistics_pass = Pass(source, "gathering statistics", num_workers, skip_errors, stop)
-    for utterance, of_utterance in statistics_pass.map(sum_of_frames, _of_known_speakers(source, speakers, mode)):
+    for utterance, of_utterance in statistics_pass.map(sum_of_frames, _change_each(source, check_speaker)):
         if statistics_pass.has_size(utterance, of_utterance.shape[1] - 1):
             group = speakers.group(utterance, mode)
             sums[group] = sums.get(group, 0) + of_utterance
-    return Normalizer.from_sums(mode, speakers, sums, skip_errors)
-
-
-def _of_known_speakers(source: Source, speakers: Speakers, mode: str) -> Iterator[Utterance]:
-    """Every utterance; one whose speaker is unknown is a BadUtterance."""
-    for utterance in source.unique():
-        if not isinstance(utterance, BadUtterance):
-            try:
-                speakers.group(utterance, mode)
-            except InputError as error:
-                utterance = utterance.rejected(error)
-        yield utterance
+    statistics = {}
+    for speaker, of_speaker in sums.items():
+        try:
+            statistics[speaker] = mean_and_std(of_speaker, f"speaker {one_line(speaker, 80)}")
+        except InputError:
+            if not skip_errors:
+                raise
+    return Normalizer(mode, speakers.describe() if mode == "speaker" else "", statistics)

@@ -9,18 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from utils.corpus.output_directory import MADE_FROM_FILE
+from utils.corpus.normalization import NORMALIZATION_FILE
+from utils.corpus.output_directory import MADE_FROM_FILE, REMARKS_FILE
 from utils.corpus.prepared import LENGTHS_FILE, TENSOR_SUFFIX, list_utterances, load_utterance
 from utils.corpus.utterance import BadUtterance, Utterance
 from utils.kaldi.matrices import BinaryMatrix, TextMatrix, Unreadable
 from utils.kaldi.read_archives import check_no_command, scan_archive
 from utils.system.errors import InputError
-from utils.system.files import atomic_write
 from utils.system.reading import exists, open_regular, read_bytes, reading
 
-REMARKS_FILE = "shorter.txt"  # a line for each audio file that is shorter than its header promises
 FINGERPRINT_BYTES = 1 << 20  # at each end of a file
-NORMALIZATION_FILE = "normalization.json"  # beside the tensors that were made with it
 
 
 class Source(ABC):
@@ -113,11 +111,10 @@ class PreparedSource(Source):
 
     @classmethod
     def find(cls, directory: Path) -> "PreparedSource":
-        """Read lengths.pkl. Raises InputError where it is damaged, or names a file that is missing."""
-        lengths = list_utterances(directory)
-        if not lengths:
-            raise InputError(f"{directory} holds no utterance")
-        return cls(directory, lengths)
+        """Read lengths.pkl. Raises InputError where it is empty or damaged, or names a file that is missing."""
+        if lengths := list_utterances(directory):
+            return cls(directory, lengths)
+        raise InputError(f"{directory} holds no utterance")
 
     def utterances(self) -> Iterator[PreparedUtterance]:
         for name, length in self.lengths.items():
@@ -149,17 +146,6 @@ def _describe_archive(path: Path) -> dict[str, Any]:
         arks = {Path(entry.matrix.path) for entry in scan_archive(path) if isinstance(entry.matrix, BinaryMatrix)}
         description["points_to_bytes"] = sum(ark.stat().st_size for ark in arks if exists(ark) and ark.is_file())
     return description
-
-
-def save_remarks(directory: Path, done: dict[str, dict[str, Any]], order: list[str]) -> None:
-    """Write the remarks on utterances to a file of a directory, a line each, or remove it where there are none."""
-    path = directory / REMARKS_FILE
-    lines = [f"{utterance}\t{remark}\n" for utterance in order if (remark := done[utterance].get("remark"))]
-    if lines:
-        with atomic_write(path) as file:
-            file.write("".join(lines).encode("utf-8", "surrogateescape"))
-    else:
-        path.unlink(missing_ok=True)
 
 
 def closing_lines(source: Source, save_dir: Path) -> list[str]:

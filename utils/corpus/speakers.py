@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.corpus.utterance import Utterance
@@ -16,19 +17,19 @@ EVERYBODY = "all speakers"  # whose statistics the global mode uses
 BY_ID, BY_FOLDER, BY_MAP = "the utterance id's first field", "the parent directory", "a map of speakers"
 
 
+@dataclass(frozen=True)
 class Speakers:
     """Who speaks in an utterance.
 
-    Args:
+    Attributes:
         rule: BY_ID, BY_FOLDER or BY_MAP.
         of_utterance: for BY_MAP, the speaker of each utterance.
         source: for BY_MAP, the file, for errors.
     """
 
-    def __init__(self, rule: str = BY_ID, of_utterance: Mapping[str, str] | None = None, source: str = "") -> None:
-        self.rule = rule
-        self.source = source
-        self._of_utterance = of_utterance or {}
+    rule: str = BY_ID
+    of_utterance: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
 
     @classmethod
     def read(cls, path: str | Path, speaker_first: bool) -> "Speakers":
@@ -38,46 +39,27 @@ class Speakers:
             InputError: a line of another form, or an utterance of two speakers; names the line.
         """
         speakers: dict[str, str] = {}
-        with ByteReader(path) as reader:
-            number = 0
-            while reader.peek(1):
-                number += 1
-                raw = reader.take_until(b"\n", MAX_MAP_LINE_BYTES)
-                raw = reader.take(MAX_MAP_LINE_BYTES) if raw is None else raw
-                fields = raw.decode(errors="replace").split()
-                if len(fields) < 2 or (len(fields) > 2 and not speaker_first):
-                    form = "speaker utterance..." if speaker_first else "utterance speaker"
-                    raise InputError(f"{path}:{number}: a line should be `{form}`")
-                speaker, utterances = (fields[0], fields[1:]) if speaker_first else (fields[1], fields[:1])
-                for utterance in utterances:
-                    if speakers.setdefault(utterance, speaker) != speaker:
-                        raise InputError(f"{path}:{number}: utterance {one_line(utterance, 80)} has two speakers")
-            if reader.damage:
-                raise InputError(f"{path}:{number}: the rest cannot be read: {reader.damage}")
+        for location, fields in _read_lines(path):
+            if len(fields) < 2 or (len(fields) > 2 and not speaker_first):
+                form = "speaker utterance..." if speaker_first else "utterance speaker"
+                raise InputError(f"a line should be `{form}`", location)
+            speaker, utterances = (fields[0], fields[1:]) if speaker_first else (fields[1], fields[:1])
+            for utterance in utterances:
+                if speakers.setdefault(utterance, speaker) != speaker:
+                    raise InputError(f"utterance {one_line(utterance, 80)} has two speakers", location)
         return cls(BY_MAP, speakers, str(path))
 
     def of(self, utterance: str, folder: str | None = None) -> str:
-        """The speaker of an utterance.
-
-        Args:
-            utterance: its id.
-            folder: the directory that its audio file lies in.
-
-        Raises:
-            InputError: the rule does not say.
-        """
+        """The speaker of an utterance id, whose audio file is in a folder. Raises InputError where it is unknown."""
         if self.rule == BY_MAP:
-            if utterance not in self._of_utterance:
+            if utterance not in self.of_utterance:
                 raise InputError(f"{self.source} has no speaker for utterance {utterance}")
-            return self._of_utterance[utterance]
+            return self.of_utterance[utterance]
         if self.rule == BY_FOLDER and folder is not None:
             return folder
-        found = LIBRISPEECH_ID.fullmatch(utterance)
-        if not found:
-            raise InputError(
-                f"utterance {utterance}: its id does not name a speaker; give --utt2spk, or another --norm"
-            )
-        return found["speaker"]
+        if found := LIBRISPEECH_ID.fullmatch(utterance):
+            return found["speaker"]
+        raise InputError(f"utterance {utterance}: its id does not name a speaker; give --utt2spk, or another --norm")
 
     def group(self, utterance: Utterance, mode: str) -> str:
         """Whose statistics an utterance shares in a normalisation mode: its speaker's, or EVERYBODY's."""
@@ -88,10 +70,21 @@ class Speakers:
         return f"{self.rule} ({Path(self.source).name})" if self.source else self.rule
 
     def digest(self) -> str:
-        """What tells this rule from others."""
-        of_utterance = json.dumps(dict(self._of_utterance), sort_keys=True)
-        return (
-            f"{self.rule}, sha256 {hashlib.sha256(of_utterance.encode()).hexdigest()}"
-            if self._of_utterance
-            else self.rule
-        )
+        """A fingerprint of the rule."""
+        if not self.of_utterance:
+            return self.rule
+        content = json.dumps(dict(self.of_utterance), sort_keys=True)
+        return f"{self.rule}, sha256 {hashlib.sha256(content.encode()).hexdigest()}"
+
+
+def _read_lines(path: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """The lines of a map: file:line, and its fields."""
+    number = 0
+    with ByteReader(path) as reader:
+        while reader.peek(1):
+            number += 1
+            raw = reader.take_until(b"\n", MAX_MAP_LINE_BYTES)
+            raw = reader.take(MAX_MAP_LINE_BYTES) if raw is None else raw
+            yield f"{path}:{number}", raw.decode(errors="replace").split()
+        if reader.damage:
+            raise InputError(f"the rest cannot be read: {reader.damage}", f"{path}:{number}")

@@ -16,7 +16,7 @@ class UtteranceError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance(ABC):
-    """Where an utterance lies, and how its frames are read, in any process.
+    """Where an utterance is, and how its frames are read, in any process.
 
     A subclass defines `_read`; one whose recordings may be too long to hold, `_read_blocks` and `long_frames` too.
 
@@ -33,11 +33,7 @@ class Utterance(ABC):
     folder: str | None = None
 
     def load(self) -> np.ndarray:
-        """All frames, (frames, mel_dim) float32, all finite.
-
-        Raises:
-            UtteranceError: they cannot be read; names the file and the utterance.
-        """
+        """All frames, (frames, mel_dim) float32, all finite. Raises UtteranceError where they cannot be read."""
         with self._naming_utterance():
             return self._read()
 

@@ -10,28 +10,26 @@ from utils.system.arguments import HelpFormatter, add_residual_option, count, po
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: this process's)."""
-    parser = argparse.ArgumentParser(
-        description="Load a pre-trained APC model, and extract features.",
-        formatter_class=HelpFormatter,
-    )
+    description = "Load a pre-trained APC model, and extract features."
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--checkpoint", required=True, help="The checkpoint: of this project, released, or of s3prl.")
-    add("--data", nargs="+", type=Path, metavar="D",
-        help="What to extract features from: a prepared directory, Kaldi archives (.blogmel, .ark, .scp), or a "
-        "directory of audio; without it the model is only described.")  # fmt: skip
+    data = (
+        "What to extract features from: a prepared directory, Kaldi archives (.blogmel, .ark, .scp), or a directory of "
+        "audio; without it the model is only described."
+    )
+    add("--data", nargs="+", type=Path, metavar="D", help=data)
     add("--save_dir", help="The directory that the features are written to.")
     add("--layer", default="-1", help="Which layer's features to write: a number, -1 for the last, all, or mean.")
-    add("--format", choices=FORMATS, default="pt",
-        help="A .pt or .npy file an utterance, or one Kaldi archive, feats.ark with feats.scp.")  # fmt: skip
+    form = "A .pt or .npy file an utterance, or one Kaldi archive, feats.ark with feats.scp."
+    add("--format", choices=FORMATS, default="pt", help=form)
     add("--half", action="store_true", help="Write 16 bits a number: float16; in an archive, Kaldi's own (CM2).")
     add_residual_option(parser)
     add("--device", default="auto", help="Where to run: auto, cpu, cuda or cuda:i.")
     add("--batch_size", type=positive, default=32, help="Number of utterances in a batch.")
-    add("--chunk", type=positive, default=1000, metavar="FRAMES",
-        help="Compute so many frames of an utterance at a time; more take more memory.")  # fmt: skip
+    chunk = "Compute so many frames of an utterance at a time; more take more memory."
+    add("--chunk", type=positive, default=1000, metavar="FRAMES", help=chunk)
     add("--load_data_workers", type=count, default=2, help="Number of processes that read data.")
-    add("--on_error", choices=("stop", "skip"), default="stop",
-        help="Stop at the first bad utterance, or skip it and list it in skipped.txt.")  # fmt: skip
     add("--overwrite", action="store_true", help="Remove the features that --save_dir holds, and start anew.")
     add_source_options(parser)
     args = parser.parse_args(arguments)

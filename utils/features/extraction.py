@@ -19,7 +19,7 @@ from apc_model import APCModel
 from utils.audio.frames import FRAMES_PER_SECOND
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.passes import Pass, remaining
-from utils.corpus.sources import Source, save_remarks
+from utils.corpus.sources import Source
 from utils.corpus.utterance import Utterance, UtteranceError
 from utils.features.feature_files import FeatureWriter
 from utils.rnn.layer import State
@@ -54,10 +54,8 @@ class Member(NamedTuple):
     """An utterance of a pool.
 
     Attributes:
-        utterance: where its frames are read from.
         frames: (frames, mel_dim), or None where they are to be read in blocks.
         length: the number of frames, approximate where they are not read yet.
-        remark: what people should know of the utterance.
     """
 
     utterance: Utterance
@@ -71,16 +69,12 @@ class Member(NamedTuple):
 
 
 def pick_layers(layer: str, num_feats: int) -> list[int]:
-    """Which of `feats`' layers --layer names: all, their mean, or an index, negative ones from the end.
-
-    Raises:
-        InputError: there is no such layer.
-    """
+    """Which of `feats`' layers --layer names: all, their mean, or an index. Raises InputError where there is none."""
     if layer in (ALL_LAYERS, MEAN_OF_LAYERS):
         return list(range(num_feats))
     if not layer.removeprefix("-").isdecimal() or not -num_feats <= int(layer) < num_feats:
-        raise InputError(f"--layer {layer}: give {ALL_LAYERS}, {MEAN_OF_LAYERS}, or a number from "
-                         f"{-num_feats} to {num_feats - 1}")  # fmt: skip
+        numbers = f"a number from {-num_feats} to {num_feats - 1}"
+        raise InputError(f"--layer {layer}: give {ALL_LAYERS}, {MEAN_OF_LAYERS}, or {numbers}")
     return [int(layer) % num_feats]
 
 
@@ -89,14 +83,11 @@ class Extraction:
 
     Args:
         model: in eval mode.
-        source: whose utterances are read.
+        source: whose utterances are read, for the progress bar.
         out: the directory, open.
         files: writes features into it.
         options: the settings.
         stop: checked after each utterance that is read and each piece of a batch.
-
-    Attributes:
-        frames, seconds: computed in this run, and the time it took.
     """
 
     def __init__(
@@ -133,7 +124,6 @@ class Extraction:
         if not done:
             first = f": {one_line(self._pass.skipped[0], 200)}" if self._pass.skipped else ""
             raise InputError(f"no utterance to extract features of{first}")
-        save_remarks(self.out.path, self.out.done, list(done))
         self.files.finish(list(done))
         self.out.finish(done, self._pass.skipped)
 
@@ -156,9 +146,10 @@ class Extraction:
 
     def _run_batch(self, batch: list[Member]) -> None:
         """Compute the features of a batch, and write them."""
-        shape = 1 if self.options.layer == MEAN_OF_LAYERS else len(self.layers), self.model.rnn_config.hidden_size
+        num_layers = 1 if self.options.layer == MEAN_OF_LAYERS else len(self.layers)
+        size = self.model.rnn_config.hidden_size
         with contextlib.ExitStack() as stack:
-            spools = [stack.enter_context(contextlib.closing(self.files.spool(*shape))) for _ in batch]
+            spools = [stack.enter_context(contextlib.closing(self.files.spool(num_layers, size))) for _ in batch]
             bad: set[int] = set()
             for row, features in self._features(batch, bad):
                 try:
@@ -172,7 +163,7 @@ class Extraction:
                     self.out.record(member.utterance.id, frames=spool.frames, remark=member.remark, **place)
 
     def _skip(self, batch: list[Member], row: int, error: InputError, bad: set[int]) -> None:
-        """Skip an utterance of a batch of which a part was computed, or stop."""
+        """Skip an utterance of a batch, a part of which may have been computed, or stop."""
         utterance = batch[row].utterance
         self._pass.skip(utterance, error if isinstance(error, UtteranceError) else utterance.error(error))
         bad.add(row)
@@ -188,24 +179,24 @@ class Extraction:
     def _features(self, batch: list[Member], bad: set[int]) -> Iterator[tuple[int, np.ndarray]]:
         """The features of a batch's utterances, piece by piece.
 
-        Args:
-            batch: the utterances.
-            bad: the numbers of those that turn out to be bad, which are not read any further.
+        `bad` gets the numbers of utterances that turn out to be bad, which are not read any further.
 
         Yields:
             The number of an utterance, and float32 (layers, frames, hidden_size) of its next frames.
         """
-        readers = [FrameReader(member.blocks()) for member in batch]
+        readers = [in_pieces(member.blocks(), self.options.chunk) for member in batch]
         running, state = list(range(len(batch))), ()
         while running:
             pieces = {}
             for row in [row for row in running if row not in bad]:
                 try:
-                    piece = self._read(batch[row].utterance, readers[row])
+                    if (piece := next(readers[row], None)) is None:
+                        continue
+                    if piece.shape[1] != self.model.mel_dim:
+                        raise InputError(f"frames of size {piece.shape[1]}, but the model reads {self.model.mel_dim}")
+                    pieces[row] = piece
                 except InputError as error:
                     self._skip(batch, row, error, bad)
-                else:
-                    pieces |= {} if piece is None else {row: piece}
             if not pieces:
                 return
             state = tuple(part[:, [running.index(row) for row in pieces]] for part in state)
@@ -213,13 +204,6 @@ class Extraction:
             yield from zip(pieces, features, strict=True)
             running = list(pieces)  # the order of the state
             self.stop.check()
-
-    def _read(self, utterance: Utterance, reader: "FrameReader") -> np.ndarray | None:
-        """The next frames of an utterance, None at its end."""
-        piece = reader.read(self.options.chunk)
-        if piece is not None and piece.shape[1] != self.model.mel_dim:
-            raise utterance.error(f"frames of size {piece.shape[1]}, but the model reads {self.model.mel_dim}")
-        return piece
 
     def _piece_features(self, pieces: list[np.ndarray], state: State) -> tuple[list[np.ndarray], State]:
         """The features of pieces (frames, mel_dim), each (layers, frames, hidden_size), and the state after them."""
@@ -238,27 +222,20 @@ class Extraction:
         return [padded[:, row, : len(piece)] for row, piece in enumerate(pieces)], state
 
 
-class FrameReader:
-    """Gives frames a number at a time.
-
-    Args:
-        blocks: frames, (some frames, mel_dim) a block.
-    """
-
-    def __init__(self, blocks: Iterator[np.ndarray]) -> None:
-        self._blocks = blocks
-        self._rest: np.ndarray | None = None
-
-    def read(self, frames: int) -> np.ndarray | None:
-        """The next so many frames (frames, mel_dim), fewer at the end, None behind it."""
-        pieces = [] if self._rest is None else [self._rest]
-        while sum(map(len, pieces)) < frames and (block := next(self._blocks, None)) is not None:
-            pieces.append(block)
-        if not pieces:
-            return None
-        together = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        self._rest = together[frames:] if len(together) > frames else None
-        return together[:frames] if len(together) else None
+def in_pieces(blocks: Iterable[np.ndarray], frames: int) -> Iterator[np.ndarray]:
+    """The frames of blocks (some frames, mel_dim), so many at a time; the last piece may have fewer."""
+    waiting: list[np.ndarray] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(map(len, waiting)) < frames:
+            continue
+        together = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+        whole = len(together) - len(together) % frames
+        for start in range(0, whole, frames):
+            yield together[start : start + frames]
+        waiting = [together[whole:]] if whole < len(together) else []
+    if any(map(len, waiting)):
+        yield np.concatenate(waiting)
 
 
 def _read_unless_long(utterance: Utterance) -> Member:

@@ -1,9 +1,10 @@
 """Features on the disk: a .pt or .npy file an utterance, or one Kaldi archive, of utterances of any length.
 
-What an utterance gets while it is computed goes into a Spool, and from there, whole, to its place. Every place is
-filled so that a job that is killed goes on where it was.
+The features of an utterance are gathered in a Spool while they are computed, and then written whole to their place, in
+such a way that a job that was killed continues.
 """
 
+import contextlib
 import os
 import pickle
 import sys
@@ -21,7 +22,6 @@ import torch
 from utils.corpus.normalization import NORMALIZATION_FILE
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.prepared import TENSOR_SUFFIX
-from utils.corpus.sources import REMARKS_FILE
 from utils.kaldi.write_archives import append_matrix, check_scp_can_name, write_scp
 from utils.system.errors import InputError
 from utils.system.files import atomic_write, naming_file
@@ -37,10 +37,10 @@ STORAGES = {np.float32: torch.FloatStorage, np.float16: torch.HalfStorage}
 
 
 class Spool:
-    """An utterance's features, layer by layer, in memory or, where they are long, in files without a name.
+    """An utterance's features, layer by layer, in memory or, where they are long, in unnamed temporary files.
 
     Args:
-        directory: where the files go.
+        directory: where the temporary files go.
         num_layers: how many layers there are.
         size: of a frame's features.
         dtype: np.float32 or np.float16.
@@ -59,7 +59,12 @@ class Spool:
         self._directory = directory
         self.frames = 0
         self.span = np.inf, -np.inf
-        self._files = [_temporary_file(directory) for _ in range(num_layers)]
+        with contextlib.ExitStack() as stack:
+            layers = range(num_layers)
+            self._files = [
+                stack.enter_context(tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=directory)) for _ in layers
+            ]
+            self._stack = stack.pop_all()
 
     def append(self, features: np.ndarray) -> None:
         """Add the features of the next frames, (num_layers, frames, size).
@@ -70,8 +75,10 @@ class Spool:
         lowest, highest = float(features.min()), float(features.max())
         if not -self.limit <= lowest <= highest <= self.limit:  # no comparison with NaN is true
             bad = ~(np.abs(features) <= self.limit).all(axis=(0, 2))  # (frames,)
-            raise InputError(f"the features of frame {self.frames + int(bad.argmax()) + 1} are NaN or beyond "
-                             f"{self.limit:g}, the most that this format holds")  # fmt: skip
+            frame = self.frames + int(bad.argmax()) + 1
+            raise InputError(
+                f"the features of frame {frame} are NaN or beyond {self.limit:g}, the most that this format holds"
+            )
         self.span = min(self.span[0], lowest), max(self.span[1], highest)
         with naming_file(self._directory):
             for file, layer in zip(self._files, features, strict=True):
@@ -79,24 +86,19 @@ class Spool:
         self.frames += features.shape[1]
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All of them, (some frames, size) a block, one layer after another."""
+        """All features, (some frames, size) a block, one layer after another."""
         for file in self._files:
             file.seek(0)
             while block := file.read(BLOCK_FRAMES * self.size * self.dtype().itemsize):
                 yield np.frombuffer(block, self.dtype).reshape(-1, self.size)
 
     def close(self) -> None:
-        """Give the memory and the files back."""
-        for file in self._files:
-            file.close()
-
-
-def _temporary_file(directory: Path) -> tempfile.SpooledTemporaryFile:
-    return tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=directory)  # the spool closes it
+        """Free the memory, and remove the files."""
+        self._stack.close()
 
 
 def write_pt(file: BinaryIO, spool: Spool, shape: tuple[int, ...]) -> None:
-    """Write what torch.save would write of a tensor of this shape, without having it in memory."""
+    """Write what torch.save would write of a tensor of this shape, which is never whole in memory."""
     storage, strides = object(), torch.empty(shape, device="meta").stride()
 
     class TensorPickler(pickle.Pickler):
@@ -132,11 +134,7 @@ def write_npy(file: BinaryIO, spool: Spool, shape: tuple[int, ...]) -> None:
 
 
 class FeatureWriter(ABC):
-    """Where features go in an output directory, so that a job that was killed continues.
-
-    Args:
-        out: the directory, open and not complete.
-    """
+    """Writes features into an output directory, open and not complete."""
 
     def __init__(self, out: OutputDirectory) -> None:
         self._out = out
@@ -165,14 +163,7 @@ class FeatureWriter(ABC):
 
 
 class FilesByUtterance(FeatureWriter):
-    """`<utterance id>.pt` or `.npy`: (frames, size), or with several layers (layers, frames, size).
-
-    Args:
-        out: the directory.
-        suffix: .pt or .npy.
-        all_layers: whether features keep their first dimension.
-        half: float16 instead of float32.
-    """
+    """`<utterance id>.pt` or `.npy`: (frames, size), or with `all_layers` (layers, frames, size); `half` is float16."""
 
     def __init__(self, out: OutputDirectory, suffix: str, all_layers: bool, half: bool) -> None:
         super().__init__(out)
@@ -199,11 +190,7 @@ class KaldiArchive(FeatureWriter):
 
     Kaldi has no float16: `half` stores its 16 bits a number (CM2). An utterance is appended, flushed to the disk, and
     then recorded with its offset; what a killed job wrote behind the last recorded one is removed. The archive has
-    another name until it is whole.
-
-    Args:
-        out: the directory.
-        half: 16 bits a number.
+    another name until it is complete. Raises InputError where an .scp cannot name the directory.
     """
 
     def __init__(self, out: OutputDirectory, half: bool) -> None:
@@ -255,17 +242,11 @@ class KaldiArchive(FeatureWriter):
 
 
 def extra_files(made_from: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the files that extraction writes besides those by utterance, given what features were made from."""
+    """The files that extraction writes besides those by utterance, given what features were made from."""
     archive = (ARK, SCP, PARTIAL_ARK) if made_from.get("format") == "ark" else ()
-    return (*archive, REMARKS_FILE, *(() if made_from.get("data_norm") == "none" else (NORMALIZATION_FILE,)))
+    return archive if made_from.get("data_norm") == "none" else (*archive, NORMALIZATION_FILE)
 
 
 def open_features(out: OutputDirectory, form: str, all_layers: bool, half: bool) -> FeatureWriter:
-    """The writer of a format, in a directory that is open.
-
-    Raises:
-        InputError: the directory's name cannot stand in an .scp.
-    """
-    if form == "ark":
-        return KaldiArchive(out, half)
-    return FilesByUtterance(out, f".{form}", all_layers, half)
+    """The writer of a format. Raises InputError where an .scp cannot name the directory."""
+    return KaldiArchive(out, half) if form == "ark" else FilesByUtterance(out, f".{form}", all_layers, half)

@@ -1,6 +1,7 @@
 """A directory of features: what it is made from, and the job that fills it."""
 
 import argparse
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,9 @@ def _fill(
     skip_errors = args.on_error == "skip"
     normalizer = find_normalizer(source, scaling, out.path, args.load_data_workers, skip_errors, stop)
     options = ExtractOptions(args.layer, args.batch_size, args.chunk, args.load_data_workers, skip_errors)
-    files = open_features(out, args.format, args.layer == "all", args.half)
-    try:
+    with contextlib.closing(open_features(out, args.format, args.layer == "all", args.half)) as files:
         extraction = Extraction(model, source, out, files, options, stop)
         extraction.run(scaled(source, normalizer, scaling.speakers))
-    finally:
-        files.close()
     return extraction.real_time_factor()
 
 
@@ -73,8 +71,7 @@ def check_frame_size(source: Source, model: APCModel) -> None:
     if isinstance(source, AudioSource):
         location, size = source.directory, NUM_MEL_BINS
     else:
-        first = next(source.utterances(), None)
-        if first is None:
+        if (first := next(source.utterances(), None)) is None:
             raise InputError("--data holds no utterance")
         try:
             location, size = first.location, first.load().shape[1]
