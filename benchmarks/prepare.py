@@ -32,6 +32,7 @@ from utils.audio.frames import SAMPLE_RATE
 from utils.corpus.audio_tree import AudioSource
 from utils.corpus.passes import in_chunks
 from utils.corpus.preparation import PrepareOptions, prepare
+from utils.corpus.scaling import Scaling
 from utils.corpus.sources import ArchiveSource
 from utils.corpus.utterance import Utterance
 from utils.kaldi.write_archives import write_ark, write_blogmel
@@ -123,7 +124,7 @@ def make_variants(root: Path, args: argparse.Namespace) -> dict[str, Callable[[]
     output = root / "output"
 
     def ours(source: ArchiveSource | AudioSource, norm: str = "none") -> None:
-        prepare(source, output, PrepareOptions(MAX_SEQ_LEN, args.num_workers, norm=norm))
+        prepare(source, output, PrepareOptions(MAX_SEQ_LEN, args.num_workers, scaling=Scaling(norm)))
 
     def copy() -> None:
         """As much as any input must write."""
@@ -182,7 +183,7 @@ def peak_memory(root: Path, count: int, args: argparse.Namespace) -> float:
 
 def report_memory(archive: Path, num_workers: int) -> None:
     """In a process of its own: prints its peak, and that of its largest worker as often as there are workers."""
-    args = PrepareOptions(100, num_workers, norm="speaker")
+    args = PrepareOptions(100, num_workers, scaling=Scaling("speaker"))
     prepare(ArchiveSource([archive]), archive.with_suffix(".prepared"), args)
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(memory_mb("VmHWM") + num_workers * workers)
