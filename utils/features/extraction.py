@@ -9,13 +9,12 @@ in other batches perhaps, so that its features equal those of an uninterrupted o
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from apc_model import APCModel
 from utils.audio.frames import FRAMES_PER_SECOND
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.passes import Pass, remaining
@@ -26,6 +25,9 @@ from utils.rnn.layer import State
 from utils.rnn.packing import Packing
 from utils.system.errors import InputError, one_line
 from utils.system.signals import StopRequest
+
+if TYPE_CHECKING:
+    from apc_model import APCModel
 
 POOL_BATCHES = 8
 POOL_FRAMES = 1 << 18  # in memory: 84 MB of 80-dim frames
@@ -92,7 +94,7 @@ class Extraction:
 
     def __init__(
         self,
-        model: APCModel,
+        model: "APCModel",
         source: Source,
         out: OutputDirectory,
         files: FeatureWriter,

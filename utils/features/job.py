@@ -4,9 +4,8 @@ import argparse
 import contextlib
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from apc_model import APCModel
 from utils.audio.frames import NUM_MEL_BINS, frames_to_hours
 from utils.corpus.arguments import choose_scaling, find_source
 from utils.corpus.audio_tree import AudioSource
@@ -19,8 +18,11 @@ from utils.system.errors import InputError
 from utils.system.files import refuse_to_remove
 from utils.system.signals import StopRequest
 
+if TYPE_CHECKING:
+    from apc_model import APCModel
 
-def extract(model: APCModel, args: argparse.Namespace) -> None:
+
+def extract(model: "APCModel", args: argparse.Namespace) -> None:
     """Write the features of every utterance of --data into --save_dir, or continue to, and report.
 
     Raises:
@@ -54,7 +56,12 @@ def extract(model: APCModel, args: argparse.Namespace) -> None:
 
 
 def _fill(
-    out: OutputDirectory, model: APCModel, source: Source, scaling: Scaling, args: argparse.Namespace, stop: StopRequest
+    out: OutputDirectory,
+    model: "APCModel",
+    source: Source,
+    scaling: Scaling,
+    args: argparse.Namespace,
+    stop: StopRequest,
 ) -> float:
     """Complete a directory; returns the real-time factor."""
     skip_errors = args.on_error == "skip"
@@ -66,7 +73,7 @@ def _fill(
     return extraction.real_time_factor()
 
 
-def check_frame_size(source: Source, model: APCModel) -> None:
+def check_frame_size(source: Source, model: "APCModel") -> None:
     """Refuse data of another feature size before anything is written."""
     if isinstance(source, AudioSource):
         location, size = source.directory, NUM_MEL_BINS
@@ -81,7 +88,7 @@ def check_frame_size(source: Source, model: APCModel) -> None:
         raise InputError(f"{location} has frames of {size} but the model reads {model.mel_dim}")
 
 
-def describe_job(args: argparse.Namespace, model: APCModel, source: Source, scaling: Scaling) -> dict[str, Any]:
+def describe_job(args: argparse.Namespace, model: "APCModel", source: Source, scaling: Scaling) -> dict[str, Any]:
     """A fingerprint of the features: a directory is only ever continued by the same job."""
     return {
         "checkpoint": hashlib.sha256(Path(args.checkpoint).read_bytes()).hexdigest(),
