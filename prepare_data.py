@@ -15,7 +15,7 @@ from utils.corpus.arguments import add_source_options, choose_scaling
 from utils.corpus.audio_tree import AudioSource
 from utils.corpus.preparation import PrepareOptions, Summary, prepare
 from utils.corpus.sources import ArchiveSource, Source, closing_lines
-from utils.system.arguments import HelpFormatter, positive
+from utils.system.arguments import HelpFormatter, count, positive
 from utils.system.errors import run_script
 from utils.system.files import refuse_to_remove
 from utils.system.memory import reuse_freed_memory
@@ -35,12 +35,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--save_dir", type=Path, required=True, metavar="DIR", help="Write the prepared directory here.")
     add("--max_seq_len", type=positive, default=1600, metavar="FRAMES", help="Cut or pad utterances to this length.")
     num_workers = "Use this many processes; 0 works in the main one."
-    add("--num_workers", type=int, default=os.cpu_count(), metavar="N", help=num_workers)
+    add("--num_workers", type=count, default=os.cpu_count(), metavar="N", help=num_workers)
     add("--overwrite", action="store_true", help="Remove what was prepared in the directory before, and start anew.")
     add_source_options(parser)
     args = parser.parse_args(arguments)
-    if args.max_seq_len > MAX_SEQ_LEN or args.num_workers < 0:
-        parser.error(f"--max_seq_len must be {MAX_SEQ_LEN} at most; --num_workers must not be negative")
+    if args.max_seq_len > MAX_SEQ_LEN:
+        parser.error(f"--max_seq_len must be {MAX_SEQ_LEN} at most")
     return args
 
 

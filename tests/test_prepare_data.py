@@ -248,3 +248,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     ended = subprocess.run([*command, str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr == "prepare_data.py: error: nowhere.blogmel does not exist\n"
+
+
+@pytest.mark.parametrize("workers", ["100000", "-1"])
+def test_an_absurd_number_of_processes_is_refused_before_one_starts(archive, tmp_path, capsys, workers):
+    with pytest.raises(SystemExit):
+        prepare(archive(GOOD), tmp_path / "out", workers=workers)
+    assert "--num_workers" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from downstream.probing.probes import ProbeOptions
-from utils.system.arguments import HelpFormatter, add_residual_option, natural, positive, positive_float
+from utils.system.arguments import HelpFormatter, add_residual_option, count, natural, positive, positive_float
 
 NORMS = ("global", "speaker", "utterance")
 DEFAULTS = ProbeOptions()
@@ -29,7 +29,7 @@ def make_parser(description: str, seeds_help: str | None = None) -> argparse.Arg
     add("--held_out_speakers", nargs="+", metavar="SPEAKER", help=help)
     help = "Scale log Mel to zero mean and unit variance over train, each speaker or each utterance."
     add("--norm", choices=NORMS, default=NORMS[0], help=help)
-    add("--num_workers", type=natural, default=2, metavar="N", help="Number of processes that prepare audio.")
+    add("--num_workers", type=count, default=2, metavar="N", help="Number of processes that prepare audio.")
     help = "Stop at the first bad audio file, or skip it and list it in skipped.txt."
     add("--on_error", choices=("stop", "skip"), default="stop", help=help)
     help = "Write the prepared corpus, and all results that are kept, below this directory."
