@@ -273,3 +273,12 @@ def test_audio_killed_half_way_ends_with_the_same_bytes(corpus, tmp_path, method
     assert (tmp_path / "out" / "normalization.json").exists() == has_statistics
     prepare_audio(corpus, tmp_path / "out")
     assert content(tmp_path / "out") == content(tmp_path / "alone")
+
+
+def test_speakers_by_folders_whose_names_are_not_utf_8_are_kept(tmp_path):
+    folder = tmp_path / "corpus" / "speaker\udcff"
+    folder.mkdir(parents=True)
+    with (folder / "a.wav").open("wb") as file:
+        soundfile.write(file, noise(), 16000, format="WAV")
+    out = prepare_audio(tmp_path / "corpus", tmp_path / "out")
+    assert list(Normalizer.load(out).statistics) == [folder.name]

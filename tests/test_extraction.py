@@ -267,10 +267,19 @@ def test_a_complete_directory_is_left_as_it_is(checkpoint, from_audio, tmp_path,
         assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["feats.ark", "feats.scp"])
+def test_a_complete_directory_without_its_archive_is_refused(name, checkpoint, from_audio, tmp_path):
+    out = extract(checkpoint, from_audio, tmp_path / "out", "--format", "ark")
+    (out / name).unlink()
+    with pytest.raises(InputError, match=f"{name} is missing; --overwrite"):
+        extract(checkpoint, from_audio, out, "--format", "ark")
+
+
 @pytest.mark.parametrize("options, message", [
     (("--layer", "7"), "--layer 7: give all, mean, or a number from -3 to 2"),
     (("--norm", "none", "--norm_from", "x"), "exclude each other"),
-    (("--resample",), "are for audio"), (("--norm_from", "x"), "x does not exist"),
+    (("--resample",), "are for audio"), (("--norm", "utterance"), "are normalised already"),
+    (("--norm_from", str(AUDIO)), "are normalised already"),
 ])  # fmt: skip
 def test_options_that_make_no_sense_touch_nothing(options, message, checkpoint, from_audio, tmp_path):
     with pytest.raises(InputError, match=message):

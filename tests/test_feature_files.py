@@ -27,11 +27,11 @@ def test_what_is_written_piece_by_piece_is_what_torch_and_numpy_would_write(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs.npy", "x.npy", "x.pt"]
 
 
-def filled_archive(directory):
-    """An archive of two utterances that is not whole."""
+def filled_archive(directory, utterances=("a", "b")):
+    """An archive of utterances that is not whole."""
     with OutputDirectory(directory, {}) as out:
         archive = KaldiArchive(out, half=False)
-        for number, utterance in enumerate(("a", "b")):
+        for number, utterance in enumerate(utterances):
             spool = archive.spool(1, 2)
             spool.append(np.full((1, 3, 2), number, np.float32))
             out.record(utterance, **archive.save(utterance, spool))
@@ -53,3 +53,13 @@ def test_an_archive_goes_on_behind_what_is_surely_in_it(change, left, tmp_path):
         archive.finish(left)
         archive.close()
     assert [name for name, _ in kaldiio.load_ark(str(tmp_path / "feats.ark"))] == left
+
+
+def test_what_an_archive_has_lost_is_not_found_in_the_place_of_another(tmp_path):
+    filled_archive(tmp_path)
+    (tmp_path / "feats.ark.partial").unlink()
+    filled_archive(tmp_path, ["c", "d"])
+    with OutputDirectory(tmp_path, {}) as out:
+        archive = KaldiArchive(out, half=False)
+        assert [utterance for utterance in "abcd" if archive.has(utterance)] == ["c", "d"]
+        archive.close()

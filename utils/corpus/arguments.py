@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from utils.corpus.audio_tree import AUDIO_SUFFIXES, CONVERT, CONVERTIBLE_SUFFIXES, AudioSource
-from utils.corpus.normalization import MODES, Normalizer
+from utils.corpus.normalization import MODES, NORMALIZATION_FILE, Normalizer
 from utils.corpus.output_directory import MADE_FROM_FILE
 from utils.corpus.prepared import LENGTHS_FILE
 from utils.corpus.scaling import Scaling
@@ -70,6 +70,9 @@ def choose_scaling(args: argparse.Namespace, source: Source) -> Scaling:
         raise InputError(f"a map of speakers is for --norm speaker, but --norm is {norm}")
     if not is_audio and (args.resample or args.channel is not None):
         raise InputError("--channel and --resample are for audio")
+    normalized = isinstance(source, PreparedSource) and source.directory / NORMALIZATION_FILE
+    if normalized and normalized.exists() and (args.norm_from or norm != "none"):
+        raise InputError(f"frames of {source.directory} are normalised already ({normalized}): not by --norm again")
     mode = Normalizer.load(args.norm_from).mode if args.norm_from else norm
     return Scaling(norm, args.norm_from, _choose_speakers(args, source, mode))
 

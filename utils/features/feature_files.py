@@ -29,6 +29,7 @@ from utils.system.files import atomic_write, naming_file
 ARK, SCP, PARTIAL_ARK = "feats.ark", "feats.scp", "feats.ark.partial"
 FORMATS = ("pt", "npy", "ark")
 FACTS = {"frames": int}  # recorded of each utterance
+ARCHIVE = ARK, SCP
 ARK_FACTS = {"offset": int, "end": int}
 IN_MEMORY_BYTES = 4 << 20  # of an utterance's features; longer ones wait on the disk
 BLOCK_FRAMES = 4096
@@ -207,7 +208,7 @@ class KaldiArchive(FeatureWriter):
         size, end = self._file.seek(0, 2), 0
         for utterance, facts in list(self._out.done.items()):
             if facts.get("end", 0) > size:
-                del self._out.done[utterance]
+                self._out.claim(utterance)  # a line that the next run reads, too
             else:
                 end = max(end, facts.get("end", 0))
         self._file.truncate(end)
@@ -241,9 +242,16 @@ class KaldiArchive(FeatureWriter):
             self._file.close()
 
 
+def check_archive(directory: Path) -> None:
+    """Raise InputError where a complete directory lacks its archive."""
+    for name in ARCHIVE:
+        if not (directory / name).is_file():
+            raise InputError(f"{directory}: {name} is missing; --overwrite to make all of it anew")
+
+
 def extra_files(made_from: dict[str, Any]) -> tuple[str, ...]:
     """The files that extraction writes besides those by utterance, given what features were made from."""
-    archive = (ARK, SCP, PARTIAL_ARK) if made_from.get("format") == "ark" else ()
+    archive = (*ARCHIVE, PARTIAL_ARK) if made_from.get("format") == "ark" else ()
     return archive if made_from.get("data_norm") == "none" else (*archive, NORMALIZATION_FILE)
 
 

@@ -13,7 +13,7 @@ from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.scaling import Scaling, find_normalizer, scaled
 from utils.corpus.sources import Source, closing_lines
 from utils.features.extraction import Extraction, ExtractOptions, pick_layers
-from utils.features.feature_files import ARK_FACTS, FACTS, extra_files, open_features
+from utils.features.feature_files import ARK_FACTS, FACTS, check_archive, extra_files, open_features
 from utils.system.errors import InputError
 from utils.system.files import refuse_to_remove
 from utils.system.signals import StopRequest
@@ -47,6 +47,8 @@ def extract(model: "APCModel", args: argparse.Namespace) -> None:
         speed = "was complete before"
         if not out.complete:
             speed = f"real-time factor {_fill(out, model, source, scaling, args, stop):.4f}"
+        elif args.format == "ark":
+            check_archive(save_dir)
         lengths = out.lengths()
     for line in closing_lines(source, save_dir):
         print(line)

@@ -138,7 +138,8 @@ def lock_directory(directory: Path, what: str, check: Callable[[], None] = lambd
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, indented and whole."""
     with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        file.write(text.encode("utf-8", "surrogatepass"))  # names of files may not be UTF-8; read_json reads them back
 
 
 def read_json(path: Path) -> dict:
