@@ -282,3 +282,11 @@ def test_speakers_by_folders_whose_names_are_not_utf_8_are_kept(tmp_path):
         soundfile.write(file, noise(), 16000, format="WAV")
     out = prepare_audio(tmp_path / "corpus", tmp_path / "out")
     assert list(Normalizer.load(out).statistics) == [folder.name]
+
+
+def test_a_skipped_file_that_is_all_of_a_speaker_is_listed_with_what_is_wrong_with_it(corpus, tmp_path):
+    (corpus / "9" / "9").mkdir(parents=True)
+    (corpus / "9" / "9" / "9-9-0000.flac").write_bytes(next(corpus.rglob("1-*.flac")).read_bytes()[:2000])
+    out = prepare_audio(corpus, tmp_path / "out", "--on_error", "skip")
+    assert "9-9-0000\t" in (skipped := (out / "skipped.txt").read_text())
+    assert "truncated or damaged" in skipped and "mean and variance" not in skipped

@@ -242,11 +242,13 @@ def test_another_job_is_refused_and_overwrites_when_told(checkpoint, from_audio,
     before = read(out)
     for change, message in (
         (["--format", "npy"], "format pt, not npy"), (["--layer", "0"], "layer -1, not 0"),
-        (["--half"], "half False, not True"), (["--norm", "speaker"], "data_norm none, not speaker"),
-        (["--no-residual"], "residual True, not False"),
+        (["--half"], "half False, not True"), (["--no-residual"], "residual True, not False"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=rf"was made with {message}; give another directory, or --overwrite"):
             extract(checkpoint, from_audio, out, *change)
+    raw = extract(checkpoint, AUDIO, tmp_path / "raw", "--norm", "none")
+    with pytest.raises(InputError, match="was made with data_norm none, not speaker; give another directory, or"):
+        extract(checkpoint, AUDIO, raw, "--norm", "speaker")
     assert_features(read(out), before, atol=0)
     extract(checkpoint, from_audio, out, "--format", "npy", "--overwrite")
     assert not list(out.glob("*.pt"))

@@ -79,6 +79,7 @@ class OutputDirectory:
     def __enter__(self) -> "OutputDirectory":
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock_directory(self.path, "another process that writes into it", self._check))
+            stack.callback(self._forget_progress)
             remove_leftovers(self.path)
             if self._overwrite:
                 remove_made(self.path, self._recorded())
@@ -94,6 +95,9 @@ class OutputDirectory:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _forget_progress(self) -> None:
+        """Remove the record of progress of a complete directory, while it is still locked."""
         if (self.path / LENGTHS_FILE).exists():
             (self.path / PROGRESS_FILE).unlink(missing_ok=True)
 

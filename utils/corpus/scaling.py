@@ -87,7 +87,7 @@ def _change_each(source: Source, change: Callable[[Utterance], Utterance]) -> It
             try:
                 utterance = change(utterance)
             except InputError as error:
-                utterance = utterance.rejected(error)
+                utterance = utterance.rejected(error, is_read=True)
         yield utterance
 
 

@@ -56,9 +56,10 @@ class Utterance(ABC):
         """An error about this utterance."""
         return UtteranceError(f"utterance {one_line(self.id, 80)}: {reason}", location or self.location)
 
-    def rejected(self, reason: object) -> "BadUtterance":
-        """What this utterance becomes where something is wrong with it."""
-        return BadUtterance(id=self.id, location=self.location, size=self.size, reason=str(reason))
+    def rejected(self, reason: object, is_read: bool = False) -> "BadUtterance":
+        """What this utterance becomes where something is wrong with it; if it is read, its own error comes first."""
+        place = {"id": self.id, "location": self.location, "size": self.size}
+        return BadUtterance(**place, reason=str(reason), source=self if is_read else None)
 
     @abstractmethod
     def _read(self) -> np.ndarray:
@@ -84,9 +85,12 @@ class Utterance(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class BadUtterance(Utterance):
-    """An utterance that cannot be read; `load` raises the reason."""
+    """An utterance that cannot be used; `load` raises its source's own error, if there is one, or else the reason."""
 
     reason: str
+    source: Utterance | None = None
 
     def _read(self) -> np.ndarray:
+        if self.source:
+            self.source.load()
         raise InputError(self.reason)
