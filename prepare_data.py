@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from utils.audio.frames import frames_to_hours
-from utils.corpus.arguments import add_source_options, choose_scaling
+from utils.corpus.arguments import add_source_options, choose_scaling, front_end_of
 from utils.corpus.audio_tree import AudioSource
 from utils.corpus.preparation import PrepareOptions, Summary, prepare
 from utils.corpus.sources import ArchiveSource, Source, closing_lines
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         refuse_to_remove(args.save_dir, (*sources, args.norm_from, args.utt2spk, args.spk2utt))
     skip_errors = args.on_error == "skip"
     if args.librispeech_audio:
-        source = AudioSource.find(args.librispeech_audio, args.channel, args.resample, skip_errors)
+        source = AudioSource.find(args.librispeech_audio, args.channel, args.resample, skip_errors, front_end_of(args))
     else:
         source = ArchiveSource(args.librispeech_from_kaldi)
     scaling = choose_scaling(args, source)

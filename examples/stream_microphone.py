@@ -25,9 +25,11 @@ import torch
 from apc_model import APCModel
 from load_pretrained_model import describe, load_pretrained
 from utils.audio.frames import NUM_MEL_BINS, SAMPLE_RATE
+from utils.audio.front_ends import FrontEnd
 from utils.audio.log_mel import OnlineLogMel
 from utils.audio.waveforms import waveform_blocks
-from utils.corpus.normalization import Normalizer
+from utils.corpus.arguments import add_front_end_options, front_end_of
+from utils.corpus.normalization import Normalizer, scope
 from utils.system.arguments import HelpFormatter, add_residual_option, natural, positive
 from utils.system.errors import InputError, run_script
 from utils.system.files import atomic_write, make_way_for
@@ -55,11 +57,16 @@ def stdin_pieces(piece_samples: int) -> Iterator[np.ndarray]:
 
 
 class Listener:
-    """Computes features from samples by a model in eval mode, normalised as for a speaker."""
+    """Computes features from samples by a model in eval mode, normalised as for a speaker.
 
-    def __init__(self, model: APCModel, normalizer: Normalizer, speaker: str = "") -> None:
+    `seed` is that of the dither: with a file's utterance id its frames are those of extraction.
+    """
+
+    def __init__(
+        self, model: APCModel, normalizer: Normalizer, front_end: FrontEnd, speaker: str = "", seed: str = ""
+    ) -> None:
         self._model, self._normalizer, self._speaker = model, normalizer, speaker
-        self._log_mel, self._state = OnlineLogMel(), None
+        self._log_mel, self._state = OnlineLogMel(front_end, seed), None
 
     def accept(self, samples: np.ndarray) -> torch.Tensor | None:
         """The features (num_layers, frames, hidden_size) of the frames that these samples complete, or None."""
@@ -105,6 +112,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--threads", type=positive, default=1, help="Number of CPU threads.")
     add("--save", type=Path, metavar="FILE", help="Write the last layer's features, (frames, size), to this .npy file.")
     add_residual_option(parser)
+    add_front_end_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -113,13 +121,15 @@ def make_listener(args: argparse.Namespace, model: APCModel) -> Listener:
     if model.mel_dim != NUM_MEL_BINS:
         raise InputError(f"the model reads frames of {model.mel_dim}, but log-Mel frames have {NUM_MEL_BINS}")
     normalizer = Normalizer.load(args.norm_from) if args.norm_from else Normalizer("none")
-    if normalizer.mode == "utterance":
-        reason = "an utterance's own mean and variance are not known before it ends; train on --norm global"
+    front_end = front_end_of(args)
+    if scope(normalizer.mode) == "utterance":
+        norm = normalizer.mode.replace("utterance", "global")
+        reason = f"an utterance's own mean and variance are not known before it ends; train on --norm {norm}"
         raise InputError(reason, args.norm_from)
-    if normalizer.mode == "speaker":
+    if scope(normalizer.mode) == "speaker":
         normalizer.statistics_of(args.speaker)
-    Listener(model, Normalizer("none")).accept(np.zeros(SAMPLE_RATE // 10, np.int16))
-    return Listener(model, normalizer, args.speaker)
+    Listener(model, Normalizer("none"), front_end).accept(np.zeros(SAMPLE_RATE // 10, np.int16))
+    return Listener(model, normalizer, front_end, args.speaker, args.wav.stem if args.wav else "")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -132,6 +142,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{args.checkpoint}: {describe(model)}")
     if not args.norm_from:
         print("frames are not normalised (--norm_from), which fits only a model that was trained on such frames")
+    if dither := front_end_of(args).dither:
+        print(f"dither {dither:g}: noise by the file's utterance id, or for a microphone the same in every run")
     listener, piece_samples = make_listener(args, model), args.piece_ms * SAMPLES_PER_MS
     pieces = stdin_pieces(piece_samples)
     if args.wav:

@@ -158,15 +158,17 @@ def test_features_do_not_depend_on_the_batch_or_the_pieces_they_were_computed_in
     assert_features(read(extract(checkpoint, prepared, tmp_path / "out", *options)), last)
 
 
-@pytest.mark.parametrize("norm", ["speaker", "utterance", "none"])
+@pytest.mark.parametrize("norm, front_end", [
+    ("speaker", "kaldi-hires"), ("utterance", "s3prl"), ("none", "released"), ("utterance-mean", "released"),
+])  # fmt: skip
 def test_a_long_recording_read_piece_by_piece_has_the_features_of_one_read_whole(
-    norm, checkpoint, tmp_path, monkeypatch
+    norm, front_end, checkpoint, tmp_path, monkeypatch
 ):
     (tmp_path / "audio").mkdir()
     samples, _ = soundfile.read(next(AUDIO.glob("*.flac")), dtype="int16")
     soundfile.write(tmp_path / "audio" / "long.wav", samples[: 16000 * 4], 16000)
     soundfile.write(tmp_path / "audio" / "other.wav", samples[: 16000 * 3], 22050)  # resampled
-    options = ["--norm", norm, "--resample"]
+    options = ["--norm", norm, "--resample", "--front_end", front_end]
     whole = read(extract(checkpoint, tmp_path / "audio", tmp_path / "whole", *options))
     monkeypatch.setattr(audio, "LONG_SECONDS", 1)
     monkeypatch.setattr(audio, "BLOCK_VALUES", 7001)
@@ -280,7 +282,8 @@ def test_a_complete_directory_without_its_archive_is_refused(name, checkpoint, f
 @pytest.mark.parametrize("options, message", [
     (("--layer", "7"), "--layer 7: give all, mean, or a number from -3 to 2"),
     (("--norm", "none", "--norm_from", "x"), "exclude each other"),
-    (("--resample",), "are for audio"), (("--norm", "utterance"), "are normalised already"),
+    (("--resample",), "are for audio"), (("--front_end", "s3prl"), "are for audio"),
+    (("--norm", "utterance"), "are normalised already"),
     (("--norm_from", str(AUDIO)), "are normalised already"),
 ])  # fmt: skip
 def test_options_that_make_no_sense_touch_nothing(options, message, checkpoint, from_audio, tmp_path):

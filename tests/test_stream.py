@@ -13,7 +13,9 @@ import torch
 from test_apc_model import HIDDEN, MEL, make_models
 
 from apc_model import APCModel
+from load_pretrained_model import load_pretrained
 from utils import RNNConfig
+from utils.audio.front_ends import FRONT_ENDS
 from utils.audio.log_mel import OnlineLogMel, log_mel
 from utils.audio.waveforms import read_waveform
 from utils.corpus.normalization import Normalizer
@@ -165,6 +167,19 @@ def test_a_file_played_as_if_live_gives_the_features_of_the_file_and_tells_the_l
     assert "99th percentile" in out
 
 
+def test_a_file_is_followed_by_the_front_end_that_is_asked_for_and_the_dither_is_told(
+    listening, example, tmp_path, capsys
+):
+    options, _ = listening
+    model, normalizer = load_pretrained(options[1]), Normalizer.load(options[3])
+    frames = log_mel(read_waveform(SPEECH), front_end=FRONT_ENDS["released"], seed=SPEECH.stem)
+    expected = offline(model, torch.from_numpy(normalizer.apply(frames))[None])[-1, 0].numpy()
+    play = [*options, "--wav", str(SPEECH), "--no-realtime", "--front_end", "released"]
+    example.main([*play, "--save", str(tmp_path / "live.npy")])
+    np.testing.assert_allclose(np.load(tmp_path / "live.npy"), expected, atol=1e-5)
+    assert "dither 1: noise by the file's utterance id" in capsys.readouterr().out
+
+
 def test_one_channel_of_a_file_is_followed(listening, example, tmp_path):
     options, expected = listening
     samples, rate = soundfile.read(SPEECH)
@@ -190,6 +205,9 @@ def test_what_cannot_be_followed_live_is_refused(listening, example, tmp_path):
     live = [*options[:2], "--wav", str(SPEECH), "--no-realtime", "--norm_from", str(tmp_path / "other.json")]
     Normalizer("utterance").save(tmp_path / "other.json")
     with pytest.raises(InputError, match="before it ends"):
+        example.main(live)
+    Normalizer("utterance-mean").save(tmp_path / "other.json")
+    with pytest.raises(InputError, match=r"before it ends.*--norm global-mean"):
         example.main(live)
     Normalizer("speaker", "", {"ann": (np.zeros(80), np.ones(80))}).save(tmp_path / "other.json")
     with pytest.raises(InputError, match="speaker ben"):

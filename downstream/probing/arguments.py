@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 
 from downstream.probing.probes import ProbeOptions
+from utils.corpus.arguments import add_front_end_options
 from utils.system.arguments import HelpFormatter, add_residual_option, count, natural, positive, positive_float
 
-NORMS = ("global", "speaker", "utterance")
+NORMS = ("global", "global-mean", "speaker", "speaker-mean", "utterance", "utterance-mean")
 DEFAULTS = ProbeOptions()
 
 
@@ -27,8 +28,11 @@ def make_parser(description: str, seeds_help: str | None = None) -> argparse.Arg
     add("--label_shift", type=float, metavar="MS", help=help)
     help = "Test on these speakers and train on the others, instead of testing on audio/test."
     add("--held_out_speakers", nargs="+", metavar="SPEAKER", help=help)
-    help = "Scale log Mel to zero mean and unit variance over train, each speaker or each utterance."
+    help = (
+        "Scale log Mel to zero mean and unit variance over train, each speaker or each utterance, or remove the mean."
+    )
     add("--norm", choices=NORMS, default=NORMS[0], help=help)
+    add_front_end_options(parser)
     add("--num_workers", type=count, default=2, metavar="N", help="Number of processes that prepare audio.")
     help = "Stop at the first bad audio file, or skip it and list it in skipped.txt."
     add("--on_error", choices=("stop", "skip"), default="stop", help=help)

@@ -15,6 +15,8 @@ from downstream.probing.features import FeatureSets, Utterances, log_mel_feature
 from downstream.probing.labels import PhoneLabels, read_labels
 from downstream.probing.splits import SETS, TRAIN, Splits, find_splits
 from load_pretrained_model import load_pretrained
+from utils.corpus.arguments import front_end_of
+from utils.corpus.normalization import scope
 from utils.corpus.output_directory import SKIPPED_FILE
 from utils.corpus.preparation import PrepareOptions, prepare
 from utils.corpus.scaling import Scaling
@@ -56,7 +58,7 @@ def load_corpus(args: argparse.Namespace) -> Corpus:
         Stopped: a signal came; the same call continues.
     """
     reuse_freed_memory()
-    splits = find_splits(args.data / "audio", args.held_out_speakers, args.on_error == "skip")
+    splits = find_splits(args.data / "audio", args.held_out_speakers, args.on_error == "skip", front_end_of(args))
     labels = read_labels(args.labels or args.data / "phones.ctm", args.label_shift or 0.0)
     prepared = args.save_dir / "prepared"
     for name in SETS:
@@ -67,7 +69,7 @@ def load_corpus(args: argparse.Namespace) -> Corpus:
 
 def prepare_set(splits: Splits, name: str, prepared: Path, args: argparse.Namespace) -> None:
     """Prepare one set, with --norm global by the statistics of train, and print what was not read."""
-    norm_from = prepared / TRAIN if args.norm == "global" and name != TRAIN else None
+    norm_from = prepared / TRAIN if scope(args.norm) == "global" and name != TRAIN else None
     scaling = Scaling(args.norm, norm_from, Speakers(BY_MAP, splits.speakers, splits.speakers_from))
     options = PrepareOptions(num_workers=args.num_workers, skip_errors=args.on_error == "skip", scaling=scaling)
     directory = prepared / name

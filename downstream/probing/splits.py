@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd
 from utils.corpus.audio_tree import AudioSource, AudioUtterance
 from utils.corpus.speakers import BY_FOLDER, BY_ID, LIBRISPEECH_ID, Speakers
 from utils.system.errors import InputError
@@ -21,7 +22,12 @@ class Splits(NamedTuple):
     speakers_from: str  # the rule that gave the speakers, in words
 
 
-def find_splits(audio: Path, held_out_speakers: list[str] | None = None, skip_errors: bool = False) -> Splits:
+def find_splits(
+    audio: Path,
+    held_out_speakers: list[str] | None = None,
+    skip_errors: bool = False,
+    front_end: FrontEnd = FRONT_ENDS[DEFAULT_FRONT_END],
+) -> Splits:
     """The sets of a directory with train, dev and test, each a tree of audio files.
 
     Without `test`, dev is the test set and every fifth utterance of train is dev. The speaker is the first field of
@@ -31,11 +37,16 @@ def find_splits(audio: Path, held_out_speakers: list[str] | None = None, skip_er
         audio: the directory.
         held_out_speakers: test on all utterances of these speakers; the others' in train and dev are train and dev.
         skip_errors: skip directories that cannot be read.
+        front_end: how audio becomes frames.
 
     Raises:
         InputError: a set is missing or empty, an utterance is in two, or there is no such speaker.
     """
-    found = {name: AudioSource.find(audio / name, skip_errors=skip_errors) for name in SETS if (audio / name).is_dir()}
+    found = {
+        name: AudioSource.find(audio / name, skip_errors=skip_errors, front_end=front_end)
+        for name in SETS
+        if (audio / name).is_dir()
+    }
     missing = [name for name in (TRAIN, DEV) if name not in found]
     if missing:
         raise InputError(f"{audio / missing[0]} is not a directory; {audio} must hold train, dev and, best, test")

@@ -1,38 +1,51 @@
 """Log-Mel filterbanks as Kaldi computes them, of a whole waveform or of one that is still coming in."""
 
+import hashlib
+
 import kaldi_native_fbank
 import numpy as np
 
-from utils.audio.frames import NUM_MEL_BINS, SAMPLE_RATE, SHIFT_MS, WINDOW_MS, WINDOW_SAMPLES
+from utils.audio.frames import SAMPLE_RATE, SHIFT_MS, WINDOW_MS, WINDOW_SAMPLES
+from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd
 from utils.system.errors import InputError
 
-LOW_FREQ = 20  # Hz
-HIGH_FREQ = -400  # Hz, from the Nyquist frequency down: Kaldi's hires configurations
 INT16_SCALE = 32768  # Kaldi computes on samples in the range of int16
 BLOCK_SAMPLES = 60 * SAMPLE_RATE  # what is handed to the library at once
 
 
-_OPTIONS = kaldi_native_fbank.FbankOptions()
-_OPTIONS.frame_opts.samp_freq = SAMPLE_RATE
-_OPTIONS.frame_opts.frame_length_ms = WINDOW_MS
-_OPTIONS.frame_opts.frame_shift_ms = SHIFT_MS
-_OPTIONS.frame_opts.dither = 0
-_OPTIONS.frame_opts.snip_edges = True
-_OPTIONS.mel_opts.num_bins = NUM_MEL_BINS
-_OPTIONS.mel_opts.low_freq = LOW_FREQ
-_OPTIONS.mel_opts.high_freq = HIGH_FREQ
-_OPTIONS.use_energy = False
+def _fbank_options(front_end: FrontEnd) -> kaldi_native_fbank.FbankOptions:
+    options = kaldi_native_fbank.FbankOptions()
+    options.frame_opts.samp_freq = SAMPLE_RATE
+    options.frame_opts.frame_length_ms = WINDOW_MS
+    options.frame_opts.frame_shift_ms = SHIFT_MS
+    options.frame_opts.window_type = front_end.window
+    options.frame_opts.dither = 0  # the library's noise cannot be repeated
+    options.frame_opts.snip_edges = True
+    options.mel_opts.num_bins = front_end.num_mel_bins
+    options.mel_opts.low_freq = front_end.low_freq
+    options.mel_opts.high_freq = front_end.high_freq
+    options.use_energy = False
+    return options
 
 
 class OnlineLogMel:
     """Log-Mel frames of a waveform that arrives in pieces: bit for bit those of `log_mel`, however it is cut.
 
     Each frame is returned as soon as its last sample is there. Memory does not grow.
+
+    Kaldi dithers each window anew. Here noise is added to the waveform, once: sample i of a seed always has the same
+    noise.
+
+    Args:
+        front_end: which filterbank.
+        seed: of the dither, if the front end has one: an utterance's id.
     """
 
-    def __init__(self) -> None:
-        self._fbank = kaldi_native_fbank.OnlineFbank(_OPTIONS)
-        self._done = 0
+    def __init__(self, front_end: FrontEnd = FRONT_ENDS[DEFAULT_FRONT_END], seed: str = "") -> None:
+        self._fbank = kaldi_native_fbank.OnlineFbank(_fbank_options(front_end))
+        self._front_end, self._done = front_end, 0
+        digest = hashlib.sha256(seed.encode("utf-8", "surrogateescape")).digest()
+        self._noise = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
     def accept(self, waveform: np.ndarray) -> np.ndarray:
         """The frames that the next samples complete, perhaps none: (frames, 80) float32, as `log_mel` gives them.
@@ -42,7 +55,9 @@ class OnlineLogMel:
                 is raised for another shape or type, or a NaN.
         """
         samples = _in_int16_range(waveform)
-        pieces = [np.empty((0, NUM_MEL_BINS), np.float32)]
+        if self._front_end.dither:
+            samples += np.float32(self._front_end.dither) * self._noise.standard_normal(len(samples), np.float32)
+        pieces = [np.empty((0, self._front_end.num_mel_bins), np.float32)]
         for start in range(0, len(samples), BLOCK_SAMPLES):
             # A memoryview is the fastest sequence for the library, by half.
             self._fbank.accept_waveform(SAMPLE_RATE, memoryview(samples[start : start + BLOCK_SAMPLES]))
@@ -54,14 +69,21 @@ class OnlineLogMel:
         return np.concatenate(pieces)
 
 
-def log_mel(waveform: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Kaldi's compute-fbank-feats with --num-mel-bins=80 --low-freq=20 --high-freq=-400 --dither=0.
+def log_mel(
+    waveform: np.ndarray,
+    sample_rate: int = SAMPLE_RATE,
+    front_end: FrontEnd = FRONT_ENDS[DEFAULT_FRONT_END],
+    seed: str = "",
+) -> np.ndarray:
+    """Kaldi's compute-fbank-feats with the options of a front end.
 
     Frames are 25 ms, every 10 ms, and only whole ones (snip-edges): n samples give 1 + (n - 400) // 160 frames.
 
     Args:
         waveform: (samples,), either floating point in [-1, 1] or int16.
         sample_rate: of the waveform, in Hz; only 16000 is accepted.
+        front_end: which filterbank.
+        seed: of the dither, if the front end has one: the utterance's id.
 
     Returns:
         (frames, 80) float32, the natural logarithm of the energies, not normalised.
@@ -71,7 +93,7 @@ def log_mel(waveform: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """
     if sample_rate != SAMPLE_RATE:
         raise InputError(f"the sample rate is {sample_rate} Hz, not {SAMPLE_RATE} Hz: resample first")
-    frames = OnlineLogMel().accept(waveform)
+    frames = OnlineLogMel(front_end, seed).accept(waveform)
     if len(frames) == 0:
         raise InputError(f"{len(waveform)} samples are shorter than a window of {WINDOW_SAMPLES} ({WINDOW_MS} ms)")
     return frames

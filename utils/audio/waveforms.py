@@ -17,6 +17,7 @@ from utils.system.reading import open_regular
 MAX_SECONDS = 1800  # longer files are no utterances, and a header can claim any length
 MAX_SAMPLES = 1 << 28  # over all channels: 1 GiB as float32
 BLOCK_VALUES = 1 << 20  # over all channels: a minute of mono, where a file is read piece by piece
+SILENCE_SAMPLES = 4096  # read at once where the first sample that is not 0 is looked for
 LONG_SECONDS = 60  # from here on an utterance is better read piece by piece
 STREAMED_BYTES = 0x7FFFF000  # a file that was written to a pipe claims at least this, not its true size
 UNKNOWN_FRAMES = (1 << 63) - 1  # of a FLAC that was written to a pipe
@@ -38,8 +39,8 @@ def read_waveform(path: str | Path, channel: int | None = None, resample: bool =
         resample: convert other sample rates (soxr, high quality) where they would be refused.
 
     Raises:
-        InputError: damaged, truncated, empty, shorter than a window, constant, too long, with several channels or of
-            another sample rate; names the file.
+        InputError: damaged, truncated, empty, shorter than a window, constant (but not 0), too long, with several
+            channels or of another sample rate; names the file.
     """
     return np.concatenate(list(waveform_blocks(path, channel, resample, MAX_SECONDS)))
 
@@ -57,7 +58,7 @@ def waveform_blocks(
             yield samples
         if given < WINDOW_SAMPLES:
             raise InputError(f"{given} samples, less than a window of {WINDOW_SAMPLES} (25 ms)")
-        if lowest == highest:
+        if lowest == highest != 0:
             raise InputError(f"all samples are {lowest:g}: a recording with zero variance")
 
 
@@ -74,6 +75,13 @@ def describe_length(path: str | Path) -> str | None:
     """How much shorter a file is than its header promises, where that is tolerated; None where it is whole."""
     with _open_audio(path) as audio:
         return _check_length(audio)
+
+
+def is_silent(path: str | Path, channel: int | None = None) -> bool:
+    """Whether every sample of a file (of one of its channels) is 0; reads to the first that is not."""
+    with _open_audio(path) as audio:
+        blocks = audio.blocks(SILENCE_SAMPLES, dtype="float32", always_2d=True)
+        return not any(block[:, channel or 0].any() for block in blocks)
 
 
 @contextlib.contextmanager

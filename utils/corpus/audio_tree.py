@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd
 from utils.corpus.sources import Source
 from utils.corpus.utterance import Utterance
 from utils.system.errors import InputError
@@ -29,6 +30,7 @@ class AudioUtterance(Utterance):
     channel: int | None = None
     resample: bool = False
     mtime_ns: int = 0
+    front_end: FrontEnd = FRONT_ENDS[DEFAULT_FRONT_END]
 
     # The libraries that read audio are imported where audio is read.
 
@@ -40,19 +42,22 @@ class AudioUtterance(Utterance):
     def _read(self) -> np.ndarray:
         from utils.audio import log_mel, waveforms
 
-        return log_mel.log_mel(waveforms.read_waveform(self.location, self.channel, self.resample))
+        waveform = waveforms.read_waveform(self.location, self.channel, self.resample)
+        return log_mel.log_mel(waveform, front_end=self.front_end, seed=self.id)
 
     def _read_blocks(self) -> Iterator[np.ndarray]:
         from utils.audio import log_mel, waveforms
 
-        online = log_mel.OnlineLogMel()
+        online = log_mel.OnlineLogMel(self.front_end, self.id)
         for samples in waveforms.waveform_blocks(self.location, self.channel, self.resample):
             yield online.accept(samples)
 
     def _remark(self) -> str | None:
-        from utils.audio.waveforms import describe_length
+        from utils.audio.waveforms import describe_length, is_silent
 
-        return describe_length(self.location)
+        if remark := describe_length(self.location):
+            return remark
+        return "digital silence: every sample is 0" if is_silent(self.location, self.channel) else None
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,12 @@ class AudioSource(Source):
 
     @classmethod
     def find(
-        cls, directory: Path, channel: int | None = None, resample: bool = False, skip_errors: bool = False
+        cls,
+        directory: Path,
+        channel: int | None = None,
+        resample: bool = False,
+        skip_errors: bool = False,
+        front_end: FrontEnd = FRONT_ENDS[DEFAULT_FRONT_END],
     ) -> "AudioSource":
         """Look for the files, also behind links; an utterance's id is its file's name without the suffix.
 
@@ -90,7 +100,9 @@ class AudioSource(Source):
                 problems.append(f"{found[name].location} and {path} are both utterance {name}: rename one")
                 continue
             place = {"id": name, "location": str(path), "size": size, "folder": path.absolute().parent.name}
-            found[name] = AudioUtterance(**place, channel=channel, resample=resample, mtime_ns=mtime_ns)
+            found[name] = AudioUtterance(
+                **place, channel=channel, resample=resample, mtime_ns=mtime_ns, front_end=front_end
+            )
         if problems:
             others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise InputError(problems[0] + others, details=problems if others else ())
@@ -98,6 +110,11 @@ class AudioSource(Source):
             others = f"; {_describe_not_read(not_read)}" if not_read else ""
             raise InputError(f"{directory} holds no audio files ({', '.join(AUDIO_SUFFIXES)}){others}")
         return cls([found[name] for name in sorted(found)], directory, not_read)
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """That of all its files."""
+        return self.files[0].front_end
 
     def utterances(self) -> Iterator[AudioUtterance]:
         return iter(self.files)
@@ -113,7 +130,7 @@ class AudioSource(Source):
             digest.update(f"{name}\t{file.size}\t{file.mtime_ns}\n".encode("utf-8", "surrogateescape"))
         first = self.files[0]
         tree = {"files": len(self.files), "sha256": digest.hexdigest()}
-        return {"audio": tree, "channel": first.channel, "resample": first.resample}
+        return {"audio": tree, "channel": first.channel, "resample": first.resample, **self.front_end.describe()}
 
     def warnings(self) -> list[str]:
         lines = []

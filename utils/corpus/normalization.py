@@ -1,4 +1,4 @@
-"""Mean and variance normalisation of log-Mel frames, per speaker, utterance or corpus."""
+"""Normalisation of log-Mel frames by mean and variance, or by the mean alone, per speaker, utterance or corpus."""
 
 import hashlib
 import json
@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from utils.audio.frames import FRAMES_PER_SECOND
 from utils.corpus.speakers import EVERYBODY
 from utils.system.errors import InputError, one_line
 from utils.system.files import read_json, write_json
 
-MODES = ("speaker", "utterance", "global", "none")
+MEAN_ONLY = "-mean"  # at the end of a mode: the mean is removed, and the variance left as it is
+MODES = ("speaker", "speaker-mean", "utterance", "utterance-mean", "global", "global-mean", "none")
 NORMALIZATION_FILE = "normalization.json"
 MIN_RELATIVE_VARIANCE = 1e-10  # below it a bin is constant but for rounding
+FEW_FRAMES = FRAMES_PER_SECOND  # a mean over fewer is the mean of a sound more than of a speaker
 
 Statistics = tuple[np.ndarray, np.ndarray]  # mean and standard deviation, each (mel_dim,) float64
 
@@ -33,14 +36,23 @@ def frame_sums(frames: np.ndarray) -> np.ndarray:
     return sums
 
 
-def mean_and_std(sums: np.ndarray, whose: str) -> Statistics:
+def scope(mode: str) -> str:
+    """Over what a mode normalises: 'speaker', 'utterance', 'global' or 'none'."""
+    return mode.removesuffix(MEAN_ONLY)
+
+
+def mean_and_std(sums: np.ndarray, mode: str, whose: str = "this utterance") -> Statistics:
     """Mean and (population) standard deviation from `frame_sums`, each (mel_dim,) float64.
+
+    In a mode that removes the mean only, ones stand for the standard deviation.
 
     Raises:
         InputError: a bin never changes, so it cannot be scaled to unit variance.
     """
     frames = sums[0, -1]
     mean, mean_square = sums[0, :-1] / frames, sums[1, :-1] / frames
+    if mode.endswith(MEAN_ONLY):
+        return mean, np.ones_like(mean)
     variance = mean_square - np.square(mean)
     constant = variance <= MIN_RELATIVE_VARIANCE * mean_square
     if constant.any():
@@ -67,29 +79,31 @@ def scale(log_mel: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Normalizer:
-    """Scales frames to zero mean and unit variance.
+    """Scales frames to zero mean and unit variance, or removes their mean.
 
     Attributes:
-        mode: 'speaker', 'utterance', 'global' or 'none'.
+        mode: one of MODES.
         speakers_from: how an utterance's speaker was found, in words.
         statistics: of each speaker (or EVERYBODY).
+        few_frames: the number of frames of each speaker that has less than a second of them.
     """
 
     mode: str
     speakers_from: str = ""
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    few_frames: Mapping[str, int] = field(default_factory=dict)
 
     def apply(self, log_mel: np.ndarray, speaker: str = "") -> np.ndarray:
-        """An utterance (frames, mel_dim) normalised as the corpus was; `speaker` is for the mode 'speaker' only.
+        """An utterance (frames, mel_dim) normalised as the corpus was; `speaker` is for the modes of speakers only.
 
         Raises:
             InputError: a speaker without statistics, another mel_dim, or a bin without variance.
         """
         if self.mode == "none":
             return log_mel
-        if self.mode == "utterance":
-            return scale(log_mel, *mean_and_std(frame_sums(log_mel), "this utterance"))
-        return scale(log_mel, *self.statistics_of(EVERYBODY if self.mode == "global" else speaker))
+        if scope(self.mode) == "utterance":
+            return scale(log_mel, *mean_and_std(frame_sums(log_mel), self.mode))
+        return scale(log_mel, *self.statistics_of(EVERYBODY if scope(self.mode) == "global" else speaker))
 
     def statistics_of(self, speaker: str) -> Statistics:
         """The statistics of a speaker (or EVERYBODY). Raises InputError where there are none."""
@@ -100,9 +114,13 @@ class Normalizer:
 
     def describe(self) -> str:
         """How frames are normalised, in words."""
-        if self.mode == "speaker":
-            return f"per speaker ({len(self.statistics)} speakers, by {self.speakers_from})"
-        return {"global": "over the whole corpus", "utterance": "per utterance", "none": "not at all"}[self.mode]
+        per_speaker = f"per speaker ({len(self.statistics)} speakers, by {self.speakers_from})"
+        others = {"global": "over the whole corpus", "utterance": "per utterance", "none": "not at all"}
+        text = others.get(scope(self.mode), per_speaker) + (", the mean only" if self.mode.endswith(MEAN_ONLY) else "")
+        if self.few_frames:
+            first = one_line(next(iter(self.few_frames)), 80)
+            text += f"; {len(self.few_frames)} with less than a second of sound, so of little use: {first}, ..."
+        return text
 
     def digest(self) -> str:
         """A fingerprint of the normalisation."""
@@ -110,7 +128,8 @@ class Normalizer:
 
     def _content(self) -> dict[str, Any]:
         lists = {name: {"mean": mean.tolist(), "std": std.tolist()} for name, (mean, std) in self.statistics.items()}
-        return {"mode": self.mode, "speakers_from": self.speakers_from, "statistics": lists}
+        content = {"mode": self.mode, "speakers_from": self.speakers_from, "statistics": lists}
+        return content | ({"few_frames": dict(self.few_frames)} if self.few_frames else {})
 
     def save(self, path: Path) -> None:
         """Write normalization.json."""
@@ -130,12 +149,13 @@ class Normalizer:
                 for name, entry in content["statistics"].items()
             }
             mode, speakers_from = content["mode"], str(content["speakers_from"])
+            few_frames = {name: int(frames) for name, frames in content.get("few_frames", {}).items()}
             is_sound = mode in MODES and all(map(_is_sound, statistics.values()))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{path} is damaged: {one_line(repr(error), 120)}") from error
         if not is_sound:
             raise InputError(f"{path} is damaged: it does not hold a mode, and a mean and std for each speaker")
-        return cls(mode, speakers_from, statistics)
+        return cls(mode, speakers_from, statistics, few_frames)
 
 
 def _is_sound(statistics: Statistics) -> bool:

@@ -4,7 +4,7 @@ made_from.json      what the job was asked for: a directory is only ever continu
 progress.jsonl      a line for each utterance whose file is about to be written, one when it is done; gone when all are
 <utterance id>.pt   the tensors, each whole (or .npy, where the job writes those)
 skipped.txt         what was skipped and why, a line an utterance, if anything was
-shorter.txt         a line for each audio file that is shorter than its header promises, if any is
+shorter.txt         a line for each audio file that is shorter than its header promises or silent, if any is
 lengths.pkl         written last: a directory that has it is complete
 
 These are the record of what was made here: only files that it lists are ever removed.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.audio.front_ends import with_front_end
 from utils.corpus.prepared import LENGTHS_FILE, TENSOR_SUFFIX, list_utterances, load_lengths, save_lengths
 from utils.system.errors import InputError, one_line
 from utils.system.files import (
@@ -168,7 +169,7 @@ class OutputDirectory:
         elif not made_from_path.exists():
             refuse_other_files(self.path)
         else:
-            self._check_made_from(read_json(made_from_path))
+            self._check_made_from(with_front_end(read_json(made_from_path)))
             if (self.path / LENGTHS_FILE).exists():
                 self._check_complete()
 

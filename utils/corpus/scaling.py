@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.corpus.normalization import NORMALIZATION_FILE, Normalizer, Statistics, frame_sums, mean_and_std, scale
+from utils.corpus.normalization import (
+    FEW_FRAMES,
+    NORMALIZATION_FILE,
+    Normalizer,
+    Statistics,
+    frame_sums,
+    mean_and_std,
+    scale,
+    scope,
+)
 from utils.corpus.passes import Pass
 from utils.corpus.sources import Source
 from utils.corpus.speakers import Speakers
@@ -20,7 +29,7 @@ class Scaling(NamedTuple):
     """How a job scales frames.
 
     Attributes:
-        norm: 'speaker', 'utterance', 'global' or 'none'.
+        norm: one of normalization.MODES.
         norm_from: a normalization.json to use instead.
         speakers: who speaks, for the modes that need it.
     """
@@ -33,16 +42,17 @@ class Scaling(NamedTuple):
         """A fingerprint of the normalisation (JSON types), its keys with a prefix."""
         given = Normalizer.load(self.norm_from) if self.norm_from else None
         described = {f"{prefix}norm": given.digest() if given else self.norm}
-        if (given.mode if given else self.norm) == "speaker":
+        if scope(given.mode if given else self.norm) == "speaker":
             described[f"{prefix}speakers"] = self.speakers.digest()
         return described
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledUtterance(Utterance):
-    """An utterance of any source, its frames scaled by statistics, or where they are None by its own."""
+    """An utterance of any source, its frames scaled in a mode by statistics, or where they are None by its own."""
 
     source: Utterance
+    mode: str
     statistics: Statistics | None
 
     def long_frames(self) -> int | None:
@@ -53,10 +63,10 @@ class ScaledUtterance(Utterance):
 
     def _read(self) -> np.ndarray:
         frames = self.source.load()
-        return scale(frames, *(self.statistics or mean_and_std(frame_sums(frames), "this utterance")))
+        return scale(frames, *(self.statistics or mean_and_std(frame_sums(frames), self.mode)))
 
     def _read_blocks(self) -> Iterator[np.ndarray]:
-        statistics = self.statistics or mean_and_std(sum_of_frames(self.source), "this utterance")  # a first reading
+        statistics = self.statistics or mean_and_std(sum_of_frames(self.source), self.mode)  # a first reading
         for block in self.source.blocks():
             yield scale(block, *statistics)
 
@@ -73,9 +83,10 @@ def scaled(source: Source, normalizer: Normalizer, speakers: Speakers) -> Iterat
     def scale_one(utterance: Utterance) -> Utterance:
         if mode == "none":
             return utterance
-        statistics = None if mode == "utterance" else normalizer.statistics_of(speakers.group(utterance, mode))
+        over = scope(mode)
+        statistics = None if over == "utterance" else normalizer.statistics_of(speakers.group(utterance, over))
         place = {"id": utterance.id, "location": utterance.location, "size": utterance.size}
-        return ScaledUtterance(**place, folder=utterance.folder, source=utterance, statistics=statistics)
+        return ScaledUtterance(**place, folder=utterance.folder, source=utterance, mode=mode, statistics=statistics)
 
     return _change_each(source, scale_one)
 
@@ -102,7 +113,7 @@ def find_normalizer(
     path = directory / NORMALIZATION_FILE
     if scaling.norm_from:
         normalizer = Normalizer.load(scaling.norm_from)
-    elif scaling.norm in ("utterance", "none"):
+    elif scope(scaling.norm) in ("utterance", "none"):
         normalizer = Normalizer(scaling.norm)
     elif path.exists():
         return Normalizer.load(path)
@@ -122,23 +133,24 @@ def _gather_statistics(
         InputError: an utterance is bad, its speaker unknown, or a bin constant, and errors are not skipped.
         Stopped: a signal came.
     """
-    mode, speakers = scaling.norm, scaling.speakers
+    mode, over, speakers = scaling.norm, scope(scaling.norm), scaling.speakers
 
     def check_speaker(utterance: Utterance) -> Utterance:
-        speakers.group(utterance, mode)
+        speakers.group(utterance, over)
         return utterance
 
     sums: dict[str, np.ndarray] = {}
     statistics_pass = Pass(source, "gathering statistics", num_workers, skip_errors, stop)
     for utterance, of_utterance in statistics_pass.map(sum_of_frames, _change_each(source, check_speaker)):
         if statistics_pass.has_size(utterance, of_utterance.shape[1] - 1):
-            group = speakers.group(utterance, mode)
+            group = speakers.group(utterance, over)
             sums[group] = sums.get(group, 0) + of_utterance
     statistics = {}
     for speaker, of_speaker in sums.items():
         try:
-            statistics[speaker] = mean_and_std(of_speaker, f"speaker {one_line(speaker, 80)}")
+            statistics[speaker] = mean_and_std(of_speaker, mode, f"speaker {one_line(speaker, 80)}")
         except InputError:
             if not skip_errors:
                 raise
-    return Normalizer(mode, speakers.describe() if mode == "speaker" else "", statistics)
+    few = {name: int(sums[name][0, -1]) for name in statistics if sums[name][0, -1] < FEW_FRAMES}
+    return Normalizer(mode, speakers.describe() if over == "speaker" else "", statistics, few)

@@ -154,4 +154,5 @@ def closing_lines(source: Source, save_dir: Path) -> list[str]:
     if not remarks.exists():
         return source.warnings()
     count = len(remarks.read_bytes().splitlines())
-    return [f"{count} files shorter than their headers, or of unknown length: {remarks} lists them", *source.warnings()]
+    files = f"{count} files shorter than their headers, of unknown length or silent: {remarks} lists them"
+    return [files, *source.warnings()]

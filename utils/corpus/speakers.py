@@ -61,9 +61,9 @@ class Speakers:
             return found["speaker"]
         raise InputError(f"utterance {utterance}: its id does not name a speaker; give --utt2spk, or another --norm")
 
-    def group(self, utterance: Utterance, mode: str) -> str:
-        """Whose statistics an utterance shares in a normalisation mode: its speaker's, or EVERYBODY's."""
-        return EVERYBODY if mode == "global" else self.of(utterance.id, utterance.folder)
+    def group(self, utterance: Utterance, over: str) -> str:
+        """Whose statistics an utterance shares over 'speaker' or 'global': its speaker's, or EVERYBODY's."""
+        return EVERYBODY if over == "global" else self.of(utterance.id, utterance.folder)
 
     def describe(self) -> str:
         """The rule in words, for people and for normalization.json."""

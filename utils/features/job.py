@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.audio.frames import NUM_MEL_BINS, frames_to_hours
-from utils.corpus.arguments import choose_scaling, find_source
+from utils.corpus.arguments import choose_scaling, find_source, front_end_of
 from utils.corpus.audio_tree import AudioSource
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.scaling import Scaling, find_normalizer, scaled
@@ -35,7 +35,7 @@ def extract(model: "APCModel", args: argparse.Namespace) -> None:
     if args.overwrite:
         refuse_to_remove(save_dir, (*args.data, args.checkpoint, args.norm_from, args.utt2spk, args.spk2utt))
     pick_layers(args.layer, model.num_feats)  # before --save_dir is touched
-    source = find_source(args.data, args.channel, args.resample, args.on_error == "skip")
+    source = find_source(args.data, args.channel, args.resample, args.on_error == "skip", front_end_of(args))
     check_frame_size(source, model)
     scaling = choose_scaling(args, source)
     made_from = describe_job(args, model, source, scaling)

@@ -47,6 +47,14 @@ def positive_float(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a finite number above 0")
 
 
+def nonnegative_float(text: str) -> float:
+    """A finite number of 0 or more."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a finite number of 0 or more")
+
+
 def fraction(text: str) -> float:
     """A number above 0 and up to 1."""
     if (number := positive_float(text)) > 1:
