@@ -42,7 +42,7 @@ class Prenet(nn.Module):
 
 
 class Postnet(nn.Module):
-    """The prediction layer: one linear map a frame, kept as the Conv1d of kernel size 1 that checkpoints hold."""
+    """The prediction layer: one linear map per frame, kept as the Conv1d of kernel size 1 that checkpoints hold."""
 
     def __init__(self, hidden_size: int, mel_dim: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Postnet(nn.Module):
 
 
 class APCModel(nn.Module):
-    """The APC network. Sizes that do not fit together are a ValueError that names them.
+    """The APC network. Raises ValueError if sizes are inconsistent.
 
     Args:
         mel_dim: size of a frame, 80 in the papers.
@@ -88,7 +88,7 @@ class APCModel(nn.Module):
     def forward(
         self, inputs: torch.Tensor, lengths: torch.Tensor | Sequence[int]
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Predict the frames to come, and give the hidden states of every layer.
+        """Predict future frames and return the hidden states of every layer.
 
         Args:
             inputs: float (batch, seq_len, mel_dim), log-Mel frames padded at the end with anything.

@@ -32,8 +32,8 @@ class LibriSpeech(Dataset):
         paths: a prepared directory, or several to be read as one set.
         longer_than: skip utterances of this many frames or fewer.
         fraction: the share of the other utterances to take: 0.1 is every tenth, drawn at random.
-        seed: of that draw, which the order of directories and utterances does not change; a smaller fraction is a
-            subset of a larger one.
+        seed: seed of the draw; independent of the order of directories. A smaller fraction is a subset of a larger
+            one.
 
     Attributes:
         files: the .pt file of each utterance.
@@ -126,7 +126,7 @@ class LibriSpeech(Dataset):
         return self.files[index].name.removesuffix(TENSOR_SUFFIX)
 
     def fingerprint(self) -> str:
-        """Digest of the utterances, their order and lengths, and what they were made from.
+        """Hash that identifies the utterances, their order and lengths, and what they were made from.
 
         For a directory without a record of its origin, such as the released script's, of the first tensor instead.
         """

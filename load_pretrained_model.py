@@ -6,7 +6,7 @@
     python load_pretrained_model.py --checkpoint bs32-rhl3-rhs512-rd0-adam-res-ts3.pt \
         --data LibriSpeech/dev-clean --save_dir features/dev-clean --format ark
 
-Killed half way, the same command continues. Sources, formats and options: docs/features.md.
+If interrupted, run the same command again to continue. Sources, formats and options: docs/features.md.
 
 In a notebook:
 
@@ -37,17 +37,17 @@ def load_pretrained(
 
     Args:
         path: the checkpoint. Sizes, number of layers, GRU or LSTM and the prenet are read off its weights.
-        device: where the model shall be.
-        residual: whether layers have residual connections. Where None: the file itself tells (s3prl's, safetensors),
-            config.json beside it, or the released file name (`...-res-ts3.pt`).
-        time_shift: n, in frames; found out the same way.
+        device: device to load onto.
+        residual: whether layers have residual connections. If None, inferred from the file itself (s3prl's,
+            safetensors), config.json beside it, or the released file name (`...-res-ts3.pt`).
+        time_shift: n, in frames; inferred the same way.
 
     Returns:
         The model in eval mode; `model.time_shift` is n, or None where unknown.
 
     Raises:
         InputError: the file is damaged, would run code, or holds another model or other sizes: it names the key and
-            both shapes; or whether the model is residual cannot be found out.
+            both shapes; or whether the model is residual cannot be inferred.
     """
     checkpoint = read_checkpoint(path, residual, time_shift)
     with torch.device("meta"):  # no memory is taken before the sizes are known to be those of the weights

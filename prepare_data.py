@@ -1,9 +1,9 @@
-"""Turn Kaldi archives or audio into a prepared directory: one padded tensor an utterance, and lengths.pkl.
+"""Turn Kaldi archives or audio into a prepared directory: one padded tensor per utterance, and lengths.pkl.
 
     python prepare_data.py --librispeech_from_kaldi dev-clean.blogmel --save_dir librispeech_data/preprocessed/dev-clean
     python prepare_data.py --librispeech_audio LibriSpeech/dev-clean --save_dir librispeech_data/preprocessed/dev-clean
 
-Killed half way, the same command continues. Sources, formats and options: docs/data.md.
+If interrupted, run the same command again to continue. Sources, formats and options: docs/data.md.
 """
 
 import argparse
@@ -34,9 +34,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--save_dir", type=Path, required=True, metavar="DIR", help="Write the prepared directory here.")
     add("--max_seq_len", type=positive, default=1600, metavar="FRAMES", help="Cut or pad utterances to this length.")
-    num_workers = "Use this many processes; 0 works in the main one."
+    num_workers = "Use this many processes; 0: no extra processes."
     add("--num_workers", type=count, default=os.cpu_count(), metavar="N", help=num_workers)
-    add("--overwrite", action="store_true", help="Remove what was prepared in the directory before, and start anew.")
+    add("--overwrite", action="store_true", help="Remove what was prepared in the directory before, and start over.")
     add_source_options(parser)
     args = parser.parse_args(arguments)
     if args.max_seq_len > MAX_SEQ_LEN:

@@ -11,7 +11,7 @@ On 8 GPUs of one machine; on 2 machines of 8, the same on both (the first one's 
         train_apc.py --rnn_residual --time_shift 3 --experiment_name ts3 --resume
 
 Writes logs/<experiment_name>.dir/ (see utils/training/experiment.py). Can be killed at any moment: the same command
-with --resume continues and ends with the same weights, bit for bit, on the same machine with as many processes.
+with --resume continues and ends with the same weights, bit for bit on the same machine's CPU with as many processes.
 """
 
 import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
@@ -151,7 +151,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for number, part in enumerate(parts, start=1):
             is_last = number == len(parts) or self.ranks.size == 1
-            with nullcontext() if is_last else self.parallel.no_sync():  # gradients are summed over ranks once a step
+            with nullcontext() if is_last else self.parallel.no_sync():  # gradients are summed over ranks once per step
                 inputs = part.inputs.to(self.device, non_blocking=True)  # (batch, longest, mel_dim)
                 share = self.objective.count(part.lengths, max_seq_len) / targets
                 part_loss = share * self.parallel(inputs, part.lengths, max_seq_len)

@@ -88,8 +88,8 @@ def report_more(results: dict) -> None:
     for batch, factor in results["real_time_factor"].items():
         print(f"real-time factor, batch of {batch}: {factor:.5f} ({1 / factor:,.0f} times real time)")
     for frames, (median, late) in results["stream_ms"].items():
-        print(f"stream, {frames} frames a call, one core: {median:.2f} ms (median), {late:.2f} ms (99th percentile), "
-              f"{median / frames:.2f} ms a frame")  # fmt: skip
+        print(f"stream, {frames} frames per call, one core: {median:.2f} ms (median), {late:.2f} ms (99th percentile), "
+              f"{median / frames:.2f} ms per frame")  # fmt: skip
     for minutes, (peak, seconds) in results["recording"].items():
         print(
             f"load_pretrained_model.py on a WAV file of {minutes} minutes: {peak:,.0f} MB at its peak, {seconds:.0f} s"
@@ -122,7 +122,7 @@ def real_time_factor(args: argparse.Namespace, batch_size: int) -> float:
 
 
 def stream_latency(args: argparse.Namespace, frames: int) -> tuple[float, float]:
-    """Milliseconds of a call of `stream` with so many frames, on one core: the median and the 99th percentile."""
+    """Milliseconds of a call of `stream` with this many frames, on one core: the median and the 99th percentile."""
     model, inputs, state = make_model(args).eval(), torch.randn(1, frames, MEL_DIM), None
     torch.set_num_threads(1)
     milliseconds = []
@@ -136,7 +136,7 @@ def stream_latency(args: argparse.Namespace, frames: int) -> tuple[float, float]
 
 
 def recording(args: argparse.Namespace, minutes: int) -> tuple[float, float]:
-    """Peak memory in MB and seconds of load_pretrained_model.py, from a WAV file of so many minutes to a .pt file."""
+    """Peak memory in MB and seconds of load_pretrained_model.py, from a WAV file of this many minutes to a .pt file."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "audio").mkdir()

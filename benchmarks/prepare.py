@@ -174,7 +174,7 @@ def plain_pipeline(archive: Path, save_dir: Path | None) -> None:
 
 
 def peak_memory(root: Path, count: int, args: argparse.Namespace) -> float:
-    """MB of all processes together, preparing so many short utterances with statistics per speaker."""
+    """MB of all processes together, preparing this many short utterances with statistics per speaker."""
     archive = root / f"{count}.ark"
     write_ark(archive, utterances(count, 100))
     command = [sys.executable, __file__, "--memory_of", str(archive), "--num_workers", str(args.num_workers)]

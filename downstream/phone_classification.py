@@ -44,7 +44,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, "Train each classifier with this many seeds.")
     add_feature_options(parser)
-    help = "Stack each frame of log Mel with so many before and after it; two numbers: before, after."
+    help = "Stack each frame of log Mel with this many before and after it; two numbers: before, after."
     parser.add_argument("--context", type=natural, nargs="+", default=[0], metavar="FRAMES", help=help)
     help = "Softmax regression, or a perceptron with one or three hidden layers."
     parser.add_argument("--classifier", choices=CLASSIFIERS, default=CLASSIFIERS[0], help=help)

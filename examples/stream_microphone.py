@@ -1,7 +1,8 @@
 """Compute APC features of live speech, frame by frame.
 
-    arecord -q -t raw -f S16_LE -c 1 -r 16000 | python examples/stream_microphone.py --checkpoint C --norm_from N
-    python examples/stream_microphone.py --checkpoint C --norm_from N --wav speech.wav
+    arecord -q -t raw -f S16_LE -c 1 -r 16000 \
+        | python examples/stream_microphone.py --checkpoint CHECKPOINT --norm_from PATH
+    python examples/stream_microphone.py --checkpoint CHECKPOINT --norm_from PATH --wav speech.wav
 
 The first listens to a microphone (any program that writes 16 kHz mono 16-bit samples will do; Ctrl-C ends it), the
 second plays a file in real time. N is the normalization.json of the data that the model was trained on; made with
@@ -101,10 +102,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="C", help="Any that load_pretrained reads.")
+    add("--checkpoint", required=True, help="Any that load_pretrained reads.")
     add("--wav", type=Path, metavar="FILE", help="Play this audio file instead of reading stdin.")
     add("--channel", type=natural, metavar="I", help="Take this channel of a file with several, counted from 0.")
-    add("--norm_from", type=Path, metavar="N", help="Scale frames by this normalization.json.")
+    help = "Scale frames by this: a normalization.json, or a directory that holds one."
+    add("--norm_from", type=Path, metavar="PATH", help=help)
     add("--speaker", default="", help="Scale by the mean and variance of this speaker, where it has several.")
     add("--piece_ms", type=positive, default=10, metavar="MS", help="Length of a piece of samples.")
     help = "Play a file in real time, or as fast as possible."

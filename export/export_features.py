@@ -15,9 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.corpus.prepared import TENSOR_SUFFIX, load_lengths, load_utterance
+from utils.features.feature_files import ARK
 from utils.kaldi.write_archives import write_ark, write_blogmel
 from utils.system.arguments import HelpFormatter
-from utils.system.errors import run_script
+from utils.system.errors import InputError, run_script
 from utils.system.files import make_way_for
 
 BLOGMEL_SUFFIXES = (".blogmel", ".blogmel.xz", ".blogmel.gz")
@@ -51,6 +52,8 @@ def read_features(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
 def main(arguments: list[str] | None = None) -> None:
     """Write one archive."""
     args = parse_arguments(arguments)
+    if (args.data / ARK).exists():
+        raise InputError(f"{args.data} was extracted with --format ark; this script reads --format pt")
     make_way_for(args.save)
     features = read_features(args.data)
     is_ark = args.save.suffix == ".ark"

@@ -95,3 +95,9 @@ def test_options_that_make_no_sense_are_refused(from_audio, tmp_path, options, c
     with pytest.raises(SystemExit) as ended:
         export(from_audio, tmp_path / options[0], *options[1:])
     assert ended.value.code == 2 and "error" in capsys.readouterr().err
+
+
+def test_a_directory_extracted_as_an_archive_is_refused_by_its_format(tmp_path):
+    (tmp_path / "feats.ark").touch()
+    with pytest.raises(InputError, match="was extracted with --format ark; this script reads --format pt"):
+        export(tmp_path, tmp_path / "f.ark")

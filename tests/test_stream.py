@@ -210,7 +210,7 @@ def test_what_cannot_be_followed_live_is_refused(listening, example, tmp_path):
     with pytest.raises(InputError, match=r"before it ends.*--norm global-mean"):
         example.main(live)
     Normalizer("speaker", "", {"ann": (np.zeros(80), np.ones(80))}).save(tmp_path / "other.json")
-    with pytest.raises(InputError, match="speaker ben"):
+    with pytest.raises(InputError, match="speakers, not for ben: choose one with --speaker"):
         example.main([*live, "--speaker", "ben"])
     with pytest.raises(InputError, match=r"none\.wav"):
         example.main([*options, "--wav", str(tmp_path / "none.wav")])

@@ -41,7 +41,7 @@ class Corpus(NamedTuple):
         return [self.speakers[utterance] for utterance in self.sets[name].ids]
 
     def log_mel(self, context: tuple[int, int] = (0, 0)) -> FeatureSets:
-        """Log Mel, with so many frames before and after each."""
+        """Log Mel, with this many frames before and after each."""
         return {name: log_mel_features(utterances, context) for name, utterances in self.sets.items()}
 
     def hidden_states(self, model: APCModel, device: torch.device) -> list[FeatureSets]:

@@ -76,7 +76,7 @@ def stack_context(frames: torch.Tensor, left: int, right: int) -> torch.Tensor:
 
 
 def log_mel_features(utterances: Utterances, context: tuple[int, int] = (0, 0)) -> Features:
-    """Log Mel, with so many frames before and after each."""
+    """Log Mel, with this many frames before and after each."""
     stacked = [stack_context(x, *context) if any(context) else x for x in utterances.log_mel]
     return Features(utterances.labelled(stacked), torch.stack([x.mean(0) for x in stacked]))
 

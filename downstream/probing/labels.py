@@ -74,7 +74,7 @@ def frame_centres(frames: int) -> np.ndarray:
 
 
 def read_labels(path: str | Path, late_ms: float = 0.0) -> PhoneLabels:
-    """Read phone labels: a CTM where the file's name ends in .ctm, else `utterance label label ...` at 100 Hz a line.
+    """Read phone labels: a CTM where the file's name ends in .ctm, else lines of `utterance label label ...` at 100 Hz.
 
     Where two segments of a CTM overlap, the one that starts later holds; when it ends, the other one continues.
 

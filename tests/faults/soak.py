@@ -113,7 +113,7 @@ class Training:
         launcher.wait()
 
     def made(self) -> dict[str, bytes]:
-        """Its checkpoints; the next run starts anew."""
+        """Its checkpoints; the next run starts over."""
         made = weights(self.directory / "logs/foo.dir")
         shutil.rmtree(self.directory / "logs")
         return made

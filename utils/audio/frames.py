@@ -10,10 +10,10 @@ NUM_MEL_BINS = 80
 
 
 def frames_to_hours(frames: int) -> float:
-    """The duration of so many frames, in hours."""
+    """The duration of this many frames, in hours."""
     return frames / FRAMES_PER_SECOND / 3600
 
 
 def num_frames(samples: int) -> int:
-    """The number of whole frames in so many samples at 16 kHz."""
+    """The number of whole frames in this many samples at 16 kHz."""
     return max(0, 1 + (samples - WINDOW_SAMPLES) // SHIFT_SAMPLES)

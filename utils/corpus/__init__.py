@@ -5,7 +5,7 @@ sources           Source, ArchiveSource, PreparedSource
 audio_tree        AudioSource: the audio files below a directory
 speakers          Speakers: who speaks in an utterance
 normalization     Normalizer: mean and variance
-scaling           Scaling, find_normalizer, scaled: a corpus normalised
+scaling           Scaling, scaled; find_normalizer: each speaker's mean and variance, gathered in a pass
 passes            Pass: one loop over utterances, with its progress bar and skip list
 preparation       prepare: the work of prepare_data.py
 prepared          load_utterance, load_lengths, save_tensor: the prepared directory

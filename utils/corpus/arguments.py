@@ -25,8 +25,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "(by default as the front end does for audio, none for archives)."
     )
     add("--norm", choices=MODES, help=norm)
-    norm_from = "Scale frames by this normalization.json, or that of this prepared directory, instead."
-    add("--norm_from", type=Path, metavar="FILE", help=norm_from)
+    norm_from = "Scale frames by this instead: a normalization.json, or a directory that holds one."
+    add("--norm_from", type=Path, metavar="PATH", help=norm_from)
     maps = parser.add_mutually_exclusive_group()
     maps.add_argument("--utt2spk", type=Path, metavar="FILE", help="Take the speakers from this Kaldi utt2spk file.")
     maps.add_argument("--spk2utt", type=Path, metavar="FILE", help="Take the speakers from this Kaldi spk2utt file.")

@@ -149,7 +149,7 @@ def _describe_not_read(not_read: Counter[str]) -> str:
 def _walk(top: Path, skip_errors: bool) -> tuple[list[tuple[Path, int, int]], Counter[str]]:
     """The path, size and time of each audio file below a directory, and how many entries of each kind are not read.
 
-    Linked directories come after all others, so that what is reached both ways has its own path.
+    Linked directories come last, so that a file also reachable through a link keeps its real path.
     """
     files: list[tuple[Path, int, int]] = []
     not_read: Counter[str] = Counter()

@@ -13,7 +13,7 @@ class BatchOrder(Sampler[list[int]]):
 
     Args:
         lengths: frames of each utterance.
-        batch_size: utterances a batch.
+        batch_size: utterances per batch.
         seed: of the order; None for the dataset's own order.
         bucketing: batch utterances of similar length. Within pools of BUCKET_POOL batches drawn at random, utterances
             are sorted by length; the order of the batches is random again.

@@ -142,7 +142,7 @@ class BatchReader:
             raise _dead_worker(error) from error
 
     def shares(self, dataset: "LibriSpeech", order: BatchOrder, rank: int, size: int, parts: int) -> Iterator[Share]:
-        """The share of each batch that process `rank` of `size` reads, in so many parts."""
+        """The share of each batch that process `rank` of `size` reads, in this many parts."""
         wholes = list(order)
         mine = [part for whole in wholes for part in deal(whole, dataset.lengths, size * parts)[rank::size]]
         with closing(self.batches(dataset, mine)) as batches:

@@ -108,8 +108,9 @@ class Normalizer:
     def statistics_of(self, speaker: str) -> Statistics:
         """The statistics of a speaker (or EVERYBODY). Raises InputError where there are none."""
         if speaker not in self.statistics:
-            hint = "one per speaker is for its speakers only; --norm global makes one for any"
-            raise InputError(f"speaker {one_line(speaker, 80)} has no mean and variance to normalise by ({hint})")
+            held = f"{NORMALIZATION_FILE} has a mean and variance for each of {len(self.statistics)} speakers"
+            other = f", not for {one_line(speaker, 80)}" if speaker else ""
+            raise InputError(f"{held}{other}: choose one with --speaker, or prepare with --norm global")
         return self.statistics[speaker]
 
     def describe(self) -> str:
@@ -123,7 +124,7 @@ class Normalizer:
         return text
 
     def digest(self) -> str:
-        """A fingerprint of the normalisation."""
+        """Hash that identifies this normalisation."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def _content(self) -> dict[str, Any]:

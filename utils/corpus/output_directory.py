@@ -1,9 +1,9 @@
-"""A directory of one file an utterance that a long job fills, may be killed while filling, and continues to fill.
+"""A directory of one file per utterance that a long job fills, may be killed while filling, and continues to fill.
 
 made_from.json      what the job was asked for: a directory is only ever continued by the same job
 progress.jsonl      a line for each utterance whose file is about to be written, one when it is done; gone when all are
 <utterance id>.pt   the tensors, each whole (or .npy, where the job writes those)
-skipped.txt         what was skipped and why, a line an utterance, if anything was
+skipped.txt         what was skipped and why, a line per utterance, if anything was
 shorter.txt         a line for each audio file that is shorter than its header promises or silent, if any is
 lengths.pkl         written last: a directory that has it is complete
 
@@ -35,20 +35,20 @@ MADE_FROM_FILE = "made_from.json"
 PROGRESS_FILE = "progress.jsonl"
 SKIPPED_FILE = "skipped.txt"
 REMARKS_FILE = "shorter.txt"
-FILE_SUFFIXES = (TENSOR_SUFFIX, ".npy")  # of jobs that write a file an utterance
+FILE_SUFFIXES = (TENSOR_SUFFIX, ".npy")  # of jobs that write a file per utterance
 
 
 class OutputDirectory:
-    """Owned by one process at a time; use as a context.
+    """A directory that one process at a time fills; use in a `with` statement.
 
     Args:
         directory: made if missing.
         made_from: what decides the content (sources, sizes, options), as JSON types. A directory that was made from
             something else is refused, or emptied with `overwrite`. Its "format" is the suffix of an utterance's file.
-        overwrite: remove what was made in the directory, and start anew.
+        overwrite: remove what was made in the directory, and start over.
         extra_files: the names of the further files and folders of a job, given what it was made from.
         facts: what is recorded of each utterance: names and types.
-        overwrite_released: with `overwrite`, also start anew in a directory of the released script, which holds
+        overwrite_released: with `overwrite`, also start over in a directory of the released script, which holds
             lengths.pkl and the tensors that it names.
 
     Attributes:
@@ -183,10 +183,11 @@ class OutputDirectory:
     def _check_made_from(self, before: dict[str, Any]) -> None:
         for key in [*self._made_from, *before]:
             if before.get(key) != self._made_from.get(key):
-                raise InputError(
-                    f"{self.path} was made with {key} {one_line(before.get(key), 120)}, not "
-                    f"{one_line(self._made_from.get(key), 120)}; give another directory, or --overwrite"
-                )
+                old, new = before.get(key), self._made_from.get(key)
+                change = f"with {key} {one_line(old, 120)}, not {one_line(new, 120)}"
+                if isinstance(old or new, (dict, list)):  # of hashes
+                    change = f"from other {key}"
+                raise InputError(f"{self.path} was made {change}; give another directory, or --overwrite")
 
     def _recorded(self) -> list[str]:
         """The names of all files that were made here; in the order in which removing them can be killed and repeated.

@@ -76,7 +76,7 @@ class Pass:
 
 
 def remaining(utterances: Iterable[Of], is_done: Callable[[Utterance], bool], order: list[str]) -> Iterator[Of]:
-    """The utterances that are not done; `order` gets the id of every one that is not known to be bad."""
+    """The utterances that are not done; appends to `order` every id not known to be bad."""
     for utterance in utterances:
         if isinstance(utterance, BadUtterance):
             yield utterance

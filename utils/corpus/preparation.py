@@ -32,7 +32,7 @@ class PrepareOptions(NamedTuple):
         max_seq_len: frames of every tensor.
         num_workers: processes; 0 works in this one.
         skip_errors: skip bad utterances, and list them, instead of stopping.
-        overwrite: start anew whatever an earlier job left.
+        overwrite: start over whatever an earlier job left.
         scaling: how frames are scaled.
     """
 

@@ -1,4 +1,4 @@
-"""Reading and writing the prepared directory: one tensor an utterance, and lengths.pkl.
+"""Reading and writing the prepared directory: one tensor per utterance, and lengths.pkl.
 
     <utterance id>.pt   float32 (max_seq_len, mel_dim), zero-padded at the end
     lengths.pkl         a pickled dict {'<utterance id>.pt': number of true frames}, written last

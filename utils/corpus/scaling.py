@@ -30,7 +30,7 @@ class Scaling(NamedTuple):
 
     Attributes:
         norm: one of normalization.MODES.
-        norm_from: a normalization.json to use instead.
+        norm_from: a normalization.json to use instead, or a directory that holds one.
         speakers: who speaks, for the modes that need it.
     """
 
@@ -39,7 +39,7 @@ class Scaling(NamedTuple):
     speakers: Speakers = Speakers()
 
     def describe(self, prefix: str = "") -> dict[str, str]:
-        """A fingerprint of the normalisation (JSON types), its keys with a prefix."""
+        """What identifies the normalisation (JSON types), its keys with a prefix."""
         given = Normalizer.load(self.norm_from) if self.norm_from else None
         described = {f"{prefix}norm": given.digest() if given else self.norm}
         if scope(given.mode if given else self.norm) == "speaker":

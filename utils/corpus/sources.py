@@ -40,7 +40,7 @@ class Source(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """A fingerprint of the source and the options that it is read with (JSON types), without reading it whole."""
+        """What identifies the source and the options that it is read with (JSON types), without reading it whole."""
 
     def warnings(self) -> list[str]:
         """Lines that people should read when a job is done: what was not read, or could not be checked."""

@@ -33,7 +33,7 @@ class Speakers:
 
     @classmethod
     def read(cls, path: str | Path, speaker_first: bool) -> "Speakers":
-        """Read Kaldi's utt2spk (`utterance speaker` a line) or, with `speaker_first`, spk2utt.
+        """Read Kaldi's utt2spk (`utterance speaker` per line) or, with `speaker_first`, spk2utt.
 
         Raises:
             InputError: a line of another form, or an utterance of two speakers; names the line.
@@ -70,7 +70,7 @@ class Speakers:
         return f"{self.rule} ({Path(self.source).name})" if self.source else self.rule
 
     def digest(self) -> str:
-        """A fingerprint of the rule."""
+        """Hash that identifies this rule."""
         if not self.of_utterance:
             return self.rule
         content = json.dumps(dict(self.of_utterance), sort_keys=True)

@@ -21,16 +21,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", nargs="+", type=Path, metavar="D", help=data)
     add("--save_dir", help="The directory that the features are written to.")
     add("--layer", default="-1", help="Which layer's features to write: a number, -1 for the last, all, or mean.")
-    form = "A .pt or .npy file an utterance, or one Kaldi archive, feats.ark with feats.scp."
+    form = "A .pt or .npy file per utterance, or one Kaldi archive, feats.ark with feats.scp."
     add("--format", choices=FORMATS, default="pt", help=form)
-    add("--half", action="store_true", help="Write 16 bits a number: float16; in an archive, Kaldi's own (CM2).")
+    add("--half", action="store_true", help="Write 16 bits per number: float16; in an archive, Kaldi's own (CM2).")
     add_residual_option(parser)
     add("--device", default="auto", help="Where to run: auto, cpu, cuda or cuda:i.")
-    add("--batch_size", type=positive, default=32, help="Number of utterances in a batch.")
-    chunk = "Compute so many frames of an utterance at a time; more take more memory."
+    add("--batch_size", type=positive, default=32, help="Number of utterances per batch.")
+    chunk = "Compute this many frames of an utterance at a time; more take more memory."
     add("--chunk", type=positive, default=1000, metavar="FRAMES", help=chunk)
     add("--load_data_workers", type=count, default=2, help="Number of processes that read data.")
-    add("--overwrite", action="store_true", help="Remove the features that --save_dir holds, and start anew.")
+    add("--overwrite", action="store_true", help="Remove the features that --save_dir holds, and start over.")
     add_source_options(parser)
     args = parser.parse_args(arguments)
     if bool(args.data) != bool(args.save_dir):

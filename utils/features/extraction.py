@@ -39,7 +39,7 @@ class ExtractOptions(NamedTuple):
 
     Attributes:
         layer: '-1' or another number, 'all' or 'mean'.
-        batch_size: utterances a batch.
+        batch_size: utterances per batch.
         chunk: frames of each utterance that are computed at a time.
         num_workers: processes that read; 0 reads in this one.
         skip_errors: skip bad utterances, and list them, instead of stopping.
@@ -225,7 +225,7 @@ class Extraction:
 
 
 def in_pieces(blocks: Iterable[np.ndarray], frames: int) -> Iterator[np.ndarray]:
-    """The frames of blocks (some frames, mel_dim), so many at a time; the last piece may have fewer."""
+    """The frames of blocks (some frames, mel_dim), this many at a time; the last piece may have fewer."""
     waiting: list[np.ndarray] = []
     for block in blocks:
         waiting.append(block)

@@ -1,4 +1,4 @@
-"""Features on the disk: a .pt or .npy file an utterance, or one Kaldi archive, of utterances of any length.
+"""Features on the disk: a .pt or .npy file per utterance, or one Kaldi archive, of utterances of any length.
 
 The features of an utterance are gathered in a Spool while they are computed, and then written whole to their place, in
 such a way that a job that was killed continues.
@@ -189,7 +189,7 @@ class FilesByUtterance(FeatureWriter):
 class KaldiArchive(FeatureWriter):
     """feats.ark, in the order of the work, and feats.scp, in that of the source; with several layers side by side.
 
-    Kaldi has no float16: `half` stores its 16 bits a number (CM2). An utterance is appended, flushed to the disk, and
+    Kaldi has no float16: `half` stores its 16 bits per number (CM2). An utterance is appended, flushed to the disk, and
     then recorded with its offset; what a killed job wrote behind the last recorded one is removed. The archive has
     another name until it is complete. Raises InputError where an .scp cannot name the directory.
     """

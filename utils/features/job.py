@@ -91,7 +91,7 @@ def check_frame_size(source: Source, model: "APCModel") -> None:
 
 
 def describe_job(args: argparse.Namespace, model: "APCModel", source: Source, scaling: Scaling) -> dict[str, Any]:
-    """A fingerprint of the features: a directory is only ever continued by the same job."""
+    """What identifies the features: a directory is only ever continued by the same job."""
     return {
         "checkpoint": hashlib.sha256(Path(args.checkpoint).read_bytes()).hexdigest(),
         "residual": model.rnn_config.residual,

@@ -1,8 +1,8 @@
 """Kaldi's formats, in and out.
 
-read_archives    scan_archive: the utterances of a .blogmel, .ark or .scp
+read_archives    `scan_archive`, and an .scp's file:offset[range]
 write_archives   write_blogmel, write_ark, append_matrix, write_scp
-matrices         TextMatrix, BinaryMatrix (with its range): where a matrix lies, and `read()`
+matrices         TextMatrix, BinaryMatrix: where a matrix lies; `read()` also applies [first:last]
 text_rows        parse_rows: text to float32
 byte_reader      ByteReader: plain and compressed files front to back
 """

@@ -20,7 +20,7 @@ def parse_rows(text: bytes, path: str, first_line: int) -> np.ndarray:
     """Parse text to (frames, mel_dim) float32, all finite, each value exactly float32(float(token)).
 
     Args:
-        text: a line a frame, numbers separated by spaces, no newline at the end.
+        text: a line per frame, numbers separated by spaces, no newline at the end.
         path, first_line: the file, and the line of it that the text starts on, from 1.
 
     Raises:

@@ -13,7 +13,7 @@ from utils.kaldi.matrices import BINARY_MARK
 from utils.system.errors import InputError
 from utils.system.files import atomic_write, check_utterance_id
 
-CM2_STEPS = 65535  # between the lowest and the highest number of a matrix of 16 bits a number
+CM2_STEPS = 65535  # between the lowest and the highest number of a matrix of 16 bits per number
 
 Features = Iterable[tuple[str, np.ndarray]]  # utterance ids, and (frames, mel_dim) float32
 
@@ -90,7 +90,7 @@ def append_matrix(
         utterance: its id.
         shape: (frames, size).
         blocks: its frames, (some frames, size) each, one after another.
-        span: their lowest and highest number, to store 16 bits a number in equal steps between these (Kaldi's CM2);
+        span: their lowest and highest number, to store 16 bits per number in equal steps between these (Kaldi's CM2);
             None for float32.
     """
     check_utterance_id(utterance, "archive")

@@ -4,4 +4,7 @@
 - layer: `run_layer`, one GRU or LSTM layer on packed frames or on a whole padded batch, from a state to the next.
 - packed_rnn: `packed_rnn`, the layer on a PackedSequence, with a handwritten backward.
 - cells: `GRUCell`, `LSTMCell`, the equations of both and their derivatives; another recurrent cell goes here.
+
+Another cell also needs: `RNN_TYPES` (utils/configs.py), `RNN_CLASSES` and `_check_stream` (apc_model.py), packed_rnn,
+layer, and `GATES` (utils/training/checkpoints.py).
 """

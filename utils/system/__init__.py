@@ -1,4 +1,4 @@
-"""What every room uses: errors, files, processes, arguments.
+"""What every package uses: errors, files, processes, arguments.
 
 errors       InputError, Stopped, one_line, run_script: how a script ends
 files        atomic_write, lock_directory, read_json, write_json, remove_made, check_utterance_id

@@ -46,7 +46,7 @@ class SaveInterval:
         self.seconds = int(match[1]) * 60 if match[2] else None
 
     def is_due(self, steps: int, seconds: float) -> bool:
-        """Whether to save after so many steps and seconds since the last save."""
+        """Whether to save after this many steps and seconds since the last save."""
         return steps >= self.steps if self.seconds is None else seconds >= self.seconds
 
 
@@ -100,7 +100,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     add("--rnn_num_layers", type=positive_count, default=3, help="Number of recurrent layers.")
     add("--rnn_hidden_size", type=size, default=512, help="Hidden size of every recurrent layer and of the prenet.")
     add("--rnn_dropout", type=float, default=0.0, help="Dropout probability after each recurrent layer but the last.")
-    text = "Add each recurrent layer's input to its output where sizes agree."
+    text = "Add each recurrent layer's input to its output when their sizes match."
     add("--rnn_residual", "--residual", action=flag, default=False, help=text)
     add("--feature_dim", type=size, default=80, help="Size of a frame: the number of mel bins.")
     text = (
@@ -113,12 +113,12 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--optimizer", choices=tuple(OPTIMIZERS), default="adam", help="The optimizer, with PyTorch's other defaults.")
-    add("--batch_size", type=positive, default=32, help="Number of utterances in a step, on all processes together.")
-    text = "Process each process's share of a batch in so many parts, to save memory."
+    add("--batch_size", type=positive, default=32, help="Number of utterances per step, across all processes.")
+    text = "Process each process's share of a batch in this many parts, to save memory."
     add("--grad_accumulation", type=positive_count, default=1, metavar="PARTS", help=text)
     text = "Precision of matrix products by autocast; weights, and on a CPU the RNN, stay in fp32."
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help=text)
-    add("--learning_rate", type=positive_float, default=1e-4, help="The learning rate, at its highest.")
+    add("--learning_rate", type=positive_float, default=1e-4, help="Peak learning rate.")
     text = (
         "The learning rate after the warm-up: constant, falling along a cosine to zero at the last step that --epochs "
         "and --max_steps allow (which then stay as they are when resuming), or halved after "
@@ -128,12 +128,13 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add("--warmup_steps", type=natural, default=0, help="Steps over which the learning rate rises to its highest.")
     add("--epochs", type=natural, default=100, help="Number of passes over the training set.")
     add("--max_steps", type=positive, help="Stop after this many steps, even within an epoch.")
-    text = "Stop after so many epochs without a better validation loss."
+    text = "Stop after this many epochs without a better validation loss."
     add("--patience", type=positive, metavar="EPOCHS", help=text)
     add("--time_shift", type=positive, default=1, help="How many frames ahead the model predicts: n of the paper.")
-    text = "Gradients are scaled down to this norm when they exceed it."
+    text = "Maximum gradient norm."
     add("--clip_thresh", type=positive_float, default=1.0, help=text)
-    add("--loss", choices=LOSSES, default="masked", help="Mean over true frames, or over padding too as released.")
+    text = "Mean over true frames; 'padded' also averages over padding, as the released code does."
+    add("--loss", choices=LOSSES, default="masked", help=text)
     add("--seed", type=natural, default=0, help="Seed of the weights, the order of the data and dropout.")
     add("--device", default="auto", help="Where to train: auto, cpu, cuda or cuda:i.")
     text = "What to do when a loss or gradient is NaN or infinite: stop, or skip that batch."
@@ -143,9 +144,10 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
     add, flag = group.add_argument, argparse.BooleanOptionalAction
     add("--librispeech_path", default="./librispeech_data/preprocessed", help="The directory of prepared directories.")
-    text = "Directories to train on, by name or by what only their name starts with."
+    text = "Directories to train on, by name or unique prefix."
     add("--train_split", nargs="+", default=["train-clean-360"], metavar="NAME", help=text)
-    add("--val_split", nargs="+", default=["dev-clean"], metavar="NAME", help="Directories to validate on, likewise.")
+    text = "Directories to validate on, by name or unique prefix."
+    add("--val_split", nargs="+", default=["dev-clean"], metavar="NAME", help=text)
     text = "Train on this fraction of the utterances, always the same ones for a seed."
     add("--train_fraction", type=fraction, default=1.0, help=text)
     add("--load_data_workers", type=count, default=2, help="Number of processes that read data, for each that trains.")
@@ -156,9 +158,9 @@ def _add_experiment_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--experiment_name", default="foo", help="The name of the experiment, and of its directory.")
     add("--store_path", default="./logs", help="The directory of experiments.")
-    text = "Save what resuming needs every so many steps (500) or minutes (10m), besides every epoch."
+    text = "Save what resuming needs every this many steps (500) or minutes (10m), besides every epoch."
     add("--save_every", type=SaveInterval, default="10m", metavar="INTERVAL", help=text)
     start = group.add_mutually_exclusive_group()
     text = "Continue the experiment of that name where it was last saved, or start it."
     start.add_argument("--resume", action="store_true", help=text)
-    start.add_argument("--overwrite", action="store_true", help="Remove the experiment of that name and start anew.")
+    start.add_argument("--overwrite", action="store_true", help="Remove the experiment of that name and start over.")

@@ -76,7 +76,7 @@ class Progress:
         self.batch, self.step = self.batch + 1, self.step + 1
 
     def add_loss(self, loss: float, targets: int) -> None:
-        """Add a good step's loss, a mean over so many target frames, to the epoch's."""
+        """Add a good step's loss, a mean over this many target frames, to the epoch's."""
         self.skipped_in_a_row = 0
         self.loss_sum += loss * targets
         self.targets += targets

@@ -54,12 +54,12 @@ def read_checkpoint(path: str | Path, residual: bool | None = None, time_shift: 
     Args:
         path: a bare state dict, a dict with the state dict under 'model' (s3prl's, or a saved training state), or a
             .safetensors file.
-        residual: whether the model has residual connections; found out where None.
-        time_shift: how many frames ahead it predicts; found out where None.
+        residual: whether the model has residual connections; inferred if None.
+        time_shift: how many frames ahead it predicts; inferred if None.
 
     Raises:
         InputError: the file is damaged, would run code or holds another model (naming the key and both shapes), or
-            whether it has residual connections cannot be found out.
+            whether it has residual connections cannot be inferred.
     """
     path = Path(path)
     if path.suffix == SAFETENSORS_SUFFIX:

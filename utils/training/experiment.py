@@ -35,7 +35,7 @@ log = logging.getLogger("apc")
 
 
 class Experiment:
-    """Owned by one process at a time; use as a context.
+    """The directory of one training run, owned by one process at a time; use in a `with` statement.
 
     Args:
         store_path: the directory of experiments.

@@ -65,7 +65,7 @@ class LearningRate:
         self.total_steps = min(args.epochs * batches, args.max_steps or math.inf)
 
     def set(self, step: int, scale: float) -> float:
-        """Set and return the rate after so many steps; `scale` is the factor after plateaus."""
+        """Set and return the rate after this many steps; `scale` is the factor after plateaus."""
         args = self.args
         factor = lr_factor(step, args.lr_schedule, args.warmup_steps, self.total_steps)
         for group in self.optimizer.param_groups:
