@@ -5,7 +5,7 @@
     python examples/stream_microphone.py --checkpoint CHECKPOINT --norm_from PATH --wav speech.wav
 
 The first listens to a microphone (any program that writes 16 kHz mono 16-bit samples will do; Ctrl-C ends it), the
-second plays a file in real time. N is the normalization.json of the data that the model was trained on; made with
+second plays a file in real time. PATH holds the normalization.json of the data that the model was trained on; made with
 `prepare_data.py --norm global` it fits any speaker.
 """
 

@@ -169,7 +169,7 @@ def test_a_directory_of_another_job_is_refused_unless_told(archive, tmp_path):
     with pytest.raises(InputError, match=r"max_seq_len 1600, not 5.*--overwrite"):
         prepare(path, tmp_path / "out", "--max_seq_len", "5")
     path.write_text(GOOD.replace("5 6", "5 7"))
-    with pytest.raises(InputError, match=r"made from other archives.*--overwrite"):
+    with pytest.raises(InputError, match=r"made from other archives; give another directory, or --overwrite"):
         prepare(path, tmp_path / "out")
     assert content(tmp_path / "out") == before
     prepare(path, tmp_path / "out", "--overwrite", "--norm", "none")

@@ -1,6 +1,6 @@
 """A process that has imported the scripts, and forks runs of them with a fault armed: a start costs milliseconds.
 
-Reads a request a line on stdin, {"script", "arguments", "directory", "fault", "environment"} or {"wait": pid}, and
+Reads one request per line on stdin, {"script", "arguments", "directory", "fault", "environment"} or {"wait": pid}, and
 answers each in a line on stdout: {"pid"}, or {"code", "output", "errors", "moments"}.
 
 A moment of a run is a call of any function, Python's or C's ("calls"), or what comes before and after an operation on

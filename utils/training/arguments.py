@@ -158,7 +158,7 @@ def _add_experiment_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--experiment_name", default="foo", help="The name of the experiment, and of its directory.")
     add("--store_path", default="./logs", help="The directory of experiments.")
-    text = "Save what resuming needs every this many steps (500) or minutes (10m), besides every epoch."
+    text = "Save the state needed to resume after this many steps (500) or minutes (10m), besides every epoch."
     add("--save_every", type=SaveInterval, default="10m", metavar="INTERVAL", help=text)
     start = group.add_mutually_exclusive_group()
     text = "Continue the experiment of that name where it was last saved, or start it."
