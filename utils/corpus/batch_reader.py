@@ -77,7 +77,7 @@ def read_utterance(file: Path, length: int, mel_dim: int) -> torch.Tensor:
 
 
 class BatchReader:
-    """Reads batches of any datasets, by worker processes that are started once; use as a context.
+    """Reads batches of any datasets, by worker processes that are started once; use in a `with` statement.
 
     Enter it before the process has threads, which those of PyTorch's process group are: a process that is forked while
     a thread holds one of the interpreter's locks waits for that lock forever.

@@ -49,7 +49,7 @@ def _plain_blocks(file: BinaryIO) -> Iterator[bytes]:
 
 
 class ByteReader:
-    """A file's bytes from front to back, decompressed where its name ends in .xz or .gz; use as a context.
+    """A file's bytes from front to back, decompressed where its name ends in .xz or .gz; for a `with` statement.
 
     A file that is damaged, truncated or unreadable at a place reads as if it ended there, with `damage` saying why: the
     caller knows which utterance that truncates.

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of a training; use as a context.
+    """The processes of a training; use in a `with` statement.
 
     An error or a signal in any of them ends all of them after the same step: the first reports it, and the others exit
     with the same code. A process that dies ends the others by an error.
