@@ -118,7 +118,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add("--grad_accumulation", type=positive_count, default=1, metavar="PARTS", help=text)
     text = "Precision of matrix products by autocast; weights, and on a CPU the RNN, stay in fp32."
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help=text)
-    add("--learning_rate", type=positive_float, default=1e-4, help="Peak learning rate.")
+    add("--learning_rate", type=positive_float, default=1e-4, help="Peak learning rate of the optimizer.")
     text = (
         "The learning rate after the warm-up: constant, falling along a cosine to zero at the last step that --epochs "
         "and --max_steps allow (which then stay as they are when resuming), or halved after "
@@ -131,7 +131,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     text = "Stop after this many epochs without a better validation loss."
     add("--patience", type=positive, metavar="EPOCHS", help=text)
     add("--time_shift", type=positive, default=1, help="How many frames ahead the model predicts: n of the paper.")
-    text = "Maximum gradient norm."
+    text = "Maximum norm of the gradient."
     add("--clip_thresh", type=positive_float, default=1.0, help=text)
     text = "Mean over true frames; 'padded' also averages over padding, as the released code does."
     add("--loss", choices=LOSSES, default="masked", help=text)
