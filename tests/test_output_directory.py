@@ -149,7 +149,7 @@ def test_what_is_to_be_read_is_not_overwritten(tmp_path):
     assert content(out) == before
 
 
-@pytest.mark.parametrize("name", [".lock", "progress.jsonl", "normalization.json"])
+@pytest.mark.parametrize("name", [".lock", "progress.jsonl", "normalization.json", ".raw"])
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.parent.parent / "outside")])
 def test_pipes_and_links_in_the_place_of_a_jobs_files_are_refused(tmp_path, name, make):
     (tmp_path / "f.blogmel").write_text("a-1-1\n1 2\n3 5\n.\n")
@@ -168,3 +168,15 @@ def test_a_line_of_progress_without_its_facts_is_done_again(tmp_path):
     (tmp_path / "out/lengths.pkl").unlink()
     (tmp_path / "out/progress.jsonl").write_text('{"id": "a-1-1", "frames": 2}\n')
     assert content(prepare(tmp_path / "f.blogmel", tmp_path / "out")) == before
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_raw_frames_that_an_earlier_version_left_are_removed_when_the_job_is_done(tmp_path, options):
+    (tmp_path / "f.blogmel").write_text("a-1-1\n1 2\n3 5\n.\n")
+    out = prepare(tmp_path / "f.blogmel", tmp_path / "out", "--norm", "global")
+    before = content(out)
+    if not options:
+        (out / "lengths.pkl").unlink()
+    (out / ".raw").mkdir()
+    (out / ".raw/a-1-1.npy").write_bytes(b"frames")
+    assert content(prepare(tmp_path / "f.blogmel", out, "--norm", "global", *options)) == before

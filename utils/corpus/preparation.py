@@ -19,9 +19,11 @@ from utils.corpus.scaling import Scaling, find_normalizer, scaled
 from utils.corpus.sources import Source
 from utils.corpus.utterance import Utterance
 from utils.system.errors import InputError
+from utils.system.files import remove_made
 from utils.system.signals import StopRequest
 
 FACTS = {"frames": int, "mel_dim": int, "truncated": bool}  # recorded of each utterance
+RAW_FOLDER = ".raw"  # where an earlier version kept raw frames until a job was done
 MAX_MEL_DIM = 1 << 14  # a frame of more numbers is a file of something else
 
 
@@ -87,7 +89,7 @@ def prepare(source: Source, save_dir: str | Path, options: PrepareOptions) -> Su
 
 def extra_files(made_from: dict[str, Any]) -> tuple[str, ...]:
     """The files that preparing writes besides tensors, given what a directory was made from."""
-    return () if made_from.get("norm", "none") == "none" else (NORMALIZATION_FILE,)
+    return () if made_from.get("norm", "none") == "none" else (NORMALIZATION_FILE, RAW_FOLDER)
 
 
 def _write_tensors(
@@ -114,6 +116,8 @@ def _write_tensors(
         skipped = writing.skipped
         reason = f": all {len(skipped)} were skipped, the first: {skipped[0]}" if skipped else ""
         raise InputError(f"no utterance to prepare in the input{reason}")
+    if options.scaling.norm != "none":
+        remove_made(out.path, (RAW_FOLDER,))
     out.finish(lengths, writing.skipped)
 
 
