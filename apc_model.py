@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
+from utils.corpus.frame_spec import FrameSpec
 from utils.rnn.layer import State, run_layer
 from utils.rnn.packing import Packing, check_lengths
 from utils.system.errors import InputError
@@ -64,6 +65,7 @@ class APCModel(nn.Module):
 
     Attributes:
         time_shift: n, how many frames ahead the model was trained to predict; None where unknown.
+        frame_spec: how the frames that it was trained on were made, as far as known.
     """
 
     def __init__(
@@ -75,10 +77,16 @@ class APCModel(nn.Module):
         self.prenet_config = prenet_config
         self.rnn_config = rnn_config
         self.time_shift: int | None = None
+        self.frame_spec = FrameSpec()
         self.prenet = None if prenet_config is None else Prenet(prenet_config)
         sizes = [rnn_config.input_size] + [rnn_config.hidden_size] * rnn_config.num_layers
         self.rnns = nn.ModuleList(RNN_CLASSES[rnn_config.rnn_type](*pair) for pair in pairwise(sizes))
         self.postnet = Postnet(rnn_config.hidden_size, mel_dim) if has_postnet else None
+
+    def extra_repr(self) -> str:
+        """What print(model) says besides the layers."""
+        time_shift, residual = self.time_shift or "unknown", self.rnn_config.residual
+        return f"residual: {residual}, time shift: {time_shift}, frames: {self.frame_spec.describe()}"
 
     @property
     def num_feats(self) -> int:

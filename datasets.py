@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from utils.audio.frames import frames_to_hours
 from utils.corpus.batch_order import BatchOrder
 from utils.corpus.batch_reader import Batch, BatchReader, read_utterance
+from utils.corpus.frame_spec import FrameSpec, common
 from utils.corpus.prepared import TENSOR_SUFFIX, list_utterances, load_tensor
 from utils.system.errors import InputError
 from utils.system.reading import read_bytes
@@ -42,6 +43,7 @@ class LibriSpeech(Dataset):
         mel_dim: size of a frame.
         num_skipped: utterances skipped by `longer_than`.
         num_not_drawn: utterances skipped by `fraction`.
+        frame_specs: how the frames of each directory were made.
 
     Raises:
         InputError: a directory is damaged or a file is missing, or no utterance is left.
@@ -69,6 +71,12 @@ class LibriSpeech(Dataset):
         self.longer_than, self.fraction, self.seed = longer_than, fraction, seed
         self.num_not_drawn = self._draw()
         self.max_seq_len, self.mel_dim = self._sizes()
+        self.frame_specs = {path: FrameSpec.of_directory(path) for path in self.paths}
+
+    @property
+    def frame_spec(self) -> FrameSpec:
+        """How the frames of all directories were made, as far as it is the same."""
+        return common(self.frame_specs.values())
 
     def _draw(self) -> int:
         """Keep a random fraction of the utterances, one at least; returns how many were skipped."""

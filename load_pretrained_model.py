@@ -43,7 +43,8 @@ def load_pretrained(
         time_shift: n, in frames; inferred the same way.
 
     Returns:
-        The model in eval mode; `model.time_shift` is n, or None where unknown.
+        The model in eval mode; `model.time_shift` is n, or None where unknown; `model.frame_spec` says how the frames
+        that it reads are made from audio, as far as known.
 
     Raises:
         InputError: the file is damaged, would run code, or holds another model or other sizes: it names the key and
@@ -53,7 +54,7 @@ def load_pretrained(
     with torch.device("meta"):  # no memory is taken before the sizes are known to be those of the weights
         model = APCModel(checkpoint.mel_dim, checkpoint.prenet, checkpoint.rnn, checkpoint.has_postnet)
     load_weights(model, checkpoint.weights, path)
-    model.time_shift = checkpoint.time_shift
+    model.time_shift, model.frame_spec = checkpoint.time_shift, checkpoint.frame_spec
     if not checkpoint.has_postnet:
         warnings.warn(f"{path} has no prediction layer: the model gives features, and predicted is None", stacklevel=2)
     return model.to(device).eval()
@@ -67,7 +68,7 @@ def describe(model: APCModel) -> str:
         f"{f'prenet of {prenet.num_layers} layers' if prenet else 'no prenet'}, "
         f"{'' if model.postnet else 'no prediction layer, '}"
         f"{'residual' if rnn.residual else 'not residual'}, time shift {model.time_shift or 'unknown'}, "
-        f"{sum(p.numel() for p in model.parameters()):,} parameters"
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {model.frame_spec.describe()}"
     )
 
 

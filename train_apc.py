@@ -28,6 +28,7 @@ from apc_model import APCModel
 from datasets import BatchOrder, BatchReader, LibriSpeech, load_split
 from utils import PrenetConfig, RNNConfig
 from utils.corpus.batch_reader import Batch, Share
+from utils.corpus.frame_spec import refuse_mixture
 from utils.system.errors import InputError, Stopped, run_script
 from utils.system.memory import reuse_freed_memory
 from utils.system.signals import StopRequest
@@ -65,6 +66,7 @@ class Trainer:
         self.model = build_model(args)
         if args.init_from:
             load_weights(self.model, read_checkpoint(args.init_from, args.rnn_residual).weights, args.init_from)
+        self.model.time_shift, self.model.frame_spec = args.time_shift, self.train_set.frame_spec
         self.model.to(self.device)
         self.objective = Objective(self.model, args.time_shift, args.loss, args.precision)
         nothing = torch.zeros(0, 0, self.model.mel_dim, device=self.device), torch.zeros(0, dtype=torch.int64), 0
@@ -204,10 +206,17 @@ def build_model(args: argparse.Namespace) -> APCModel:
 
 
 def load_sets(args: argparse.Namespace) -> Sets:
-    """The training and the validation set."""
+    """The training and the validation set. Raises InputError where their frames were made in different ways."""
     root, mel_dim, time_shift = args.librispeech_path, args.feature_dim, args.time_shift
     train_set = load_split(root, args.train_split, mel_dim, time_shift, args.train_fraction, args.seed)
-    return train_set, load_split(root, args.val_split, mel_dim, time_shift)
+    val_set = load_split(root, args.val_split, mel_dim, time_shift)
+    if not args.any_frames:
+        specs = train_set.frame_specs | val_set.frame_specs
+        if args.init_from:
+            start = read_checkpoint(args.init_from, args.rnn_residual).frame_spec
+            specs |= {} if start.is_assumed else {args.init_from: start}
+        refuse_mixture(specs, "--any_frames trains on both")
+    return train_set, val_set
 
 
 def describe(trainer: Trainer) -> None:
@@ -215,6 +224,7 @@ def describe(trainer: Trainer) -> None:
     args, size, device = trainer.args, trainer.ranks.size, trainer.device
     log.info("training set: %s", trainer.train_set)
     log.info("validation set: %s", trainer.val_set)
+    log.info("frames: %s", trainer.model.frame_spec.describe())
     start = f" from {args.init_from}" if args.init_from else ""
     precision = f"{args.precision} (TF32 off)" if device.type == "cuda" else args.precision
     processes = f"{size} process{'es' if size > 1 else ''} on {device}"

@@ -66,10 +66,18 @@ def _example(model: APCModel) -> tuple[torch.Tensor, torch.Tensor]:
     return frames, torch.tensor([EXAMPLE_FRAMES, EXAMPLE_FRAMES - 1])
 
 
+def _config_json(model: APCModel) -> str:
+    """Sizes, time shift and how frames are made."""
+    return json.dumps(describe_config(model))
+
+
 def to_onnx(model: APCModel) -> bytes:
-    """The feature extractor as ONNX, with its GRU and LSTM operators. Raises InputError where onnx is not installed."""
+    """The feature extractor as ONNX, with its GRU and LSTM operators, and the configuration in its metadata_props.
+
+    Raises InputError where onnx is not installed.
+    """
     try:
-        import onnx  # noqa: F401
+        import onnx
     except ImportError as error:
         raise InputError("an .onnx file requires the package onnx: pip install onnx") from error
     stream = io.BytesIO()
@@ -80,15 +88,19 @@ def to_onnx(model: APCModel) -> bytes:
         # The newer exporter, based on torch.export, unrolls a recurrent layer for one fixed length
         warnings.simplefilter("ignore")
         torch.onnx.export(FeatureExtractor(model).eval(), _example(model), stream, **options)
-    return stream.getvalue()
+    exported = onnx.load_from_string(stream.getvalue())
+    onnx.helper.set_model_props(exported, {CONFIG_KEY: _config_json(model)})
+    return exported.SerializeToString()
 
 
 def to_torchscript(model: APCModel) -> bytes:
-    """The feature extractor as TorchScript."""
+    """The feature extractor as TorchScript, with the configuration as an extra file."""
     stream = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # to use torch.export, see above
-        torch.jit.save(torch.jit.trace(FeatureExtractor(model).eval(), _example(model)), stream)
+        torch.jit.save(
+            torch.jit.trace(FeatureExtractor(model).eval(), _example(model)), stream, {CONFIG_KEY: _config_json(model)}
+        )
     return stream.getvalue()
 
 
@@ -97,7 +109,7 @@ def to_safetensors(model: APCModel) -> bytes:
     import safetensors.torch
 
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
-    return safetensors.torch.save(weights, {"format": "pt", CONFIG_KEY: json.dumps(describe_config(model))})
+    return safetensors.torch.save(weights, {"format": "pt", CONFIG_KEY: _config_json(model)})
 
 
 EXPORTS = {".onnx": to_onnx, ".torchscript": to_torchscript, ".safetensors": to_safetensors}

@@ -1,6 +1,7 @@
 """Facts about a feature extractor in other runtimes: the numbers are PyTorch's, for any batch and any length."""
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from apc_model import APCModel
 from export import export_model
 from load_pretrained_model import load_pretrained
 from utils import PrenetConfig, RNNConfig
+from utils.audio.front_ends import FRONT_ENDS
+from utils.corpus.frame_spec import FrameSpec
 from utils.corpus.sources import ArchiveSource
 from utils.system.errors import InputError
+from utils.training import checkpoints
 
 SAMPLE = Path(__file__).parent.parent / "librispeech_data" / "sample" / "sample-train.blogmel.xz"
 MODELS = [("gru", 0), ("lstm", 0), ("gru", 2)]
@@ -113,3 +117,14 @@ def test_the_checkpoint_is_never_written_over(tmp_path):
     with pytest.raises(InputError, match="is the file to read"):
         export_model.main(["--checkpoint", str(path), "--save", str(path)])
     assert path.read_bytes() == b"weights"
+
+
+def test_onnx_and_torchscript_carry_how_frames_are_made():
+    model, key = make_model(), checkpoints.CONFIG_KEY
+    model.frame_spec = FrameSpec.of_front_end(FRONT_ENDS["s3prl"])
+    session = onnxruntime.InferenceSession(export_model.to_onnx(model))
+    extra = {key: ""}
+    torch.jit.load(io.BytesIO(export_model.to_torchscript(model)), _extra_files=extra)
+    for text in (session.get_modelmeta().custom_metadata_map[key], extra[key]):
+        frames = json.loads(text)["frames"]
+        assert frames == {"front_end": "s3prl", "dither": 0, "norm": "utterance"}

@@ -170,11 +170,16 @@ def test_a_training_state_is_a_checkpoint_too(tmp_path):
     optimizer.step()
     parts = Progress(step=4), model, optimizer, torch.amp.GradScaler("cpu", enabled=False)
     checkpointer = Checkpointer(NullExperiment(), Ranks("cpu"), SaveInterval("10m"), *parts)
-    torch.save(checkpointer.state_dict(), tmp_path / "foo__step_4.state")
+    model.time_shift = 2
+    state = checkpointer.state_dict()
+    torch.save(state, tmp_path / "alone.state")
+    del state["apc_config"]  # as before it was there
+    torch.save(state, tmp_path / "foo__step_4.state")
     config = {"experiment_name": "foo", "rnn_residual": True, "time_shift": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    loaded = load_pretrained(tmp_path / "foo__step_4.state")
-    assert loaded.time_shift == 2 and torch.equal(loaded(*make_batch())[1], model(*make_batch())[1])
+    for name in ("alone.state", "foo__step_4.state"):
+        loaded = load_pretrained(tmp_path / name)
+        assert loaded.time_shift == 2 and torch.equal(loaded(*make_batch())[1], model(*make_batch())[1])
 
 
 @pytest.mark.parametrize("prenet_layers", [0, 2])

@@ -5,6 +5,7 @@ sources           Source, ArchiveSource, PreparedSource
 audio_tree        AudioSource: the audio files below a directory
 speakers          Speakers: who speaks in an utterance
 normalization     Normalizer: mean and variance
+frame_spec        FrameSpec: how frames were made, as models and prepared data record it
 scaling           Scaling, scaled; find_normalizer: each speaker's mean and variance, gathered in a pass
 passes            Pass: one loop over utterances, with its progress bar and skip list
 preparation       prepare: the work of prepare_data.py

@@ -125,16 +125,17 @@ class Normalizer:
 
     def digest(self) -> str:
         """Hash that identifies this normalisation."""
-        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
-    def _content(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """The content of normalization.json."""
         lists = {name: {"mean": mean.tolist(), "std": std.tolist()} for name, (mean, std) in self.statistics.items()}
         content = {"mode": self.mode, "speakers_from": self.speakers_from, "statistics": lists}
         return content | ({"few_frames": dict(self.few_frames)} if self.few_frames else {})
 
     def save(self, path: Path) -> None:
         """Write normalization.json."""
-        write_json(path, self._content())
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Normalizer":
@@ -143,7 +144,11 @@ class Normalizer:
         path = path / NORMALIZATION_FILE if path.is_dir() else path
         if not path.is_file():
             raise InputError(f"{path} does not exist")
-        content = read_json(path)
+        return cls.from_json(read_json(path), path)
+
+    @classmethod
+    def from_json(cls, content: Any, location: str | Path) -> "Normalizer":
+        """What `to_json` gave. Raises InputError where it is damaged."""
         try:
             statistics = {
                 name: (np.array(entry["mean"], np.float64), np.array(entry["std"], np.float64))
@@ -153,9 +158,9 @@ class Normalizer:
             few_frames = {name: int(frames) for name, frames in content.get("few_frames", {}).items()}
             is_sound = mode in MODES and all(map(_is_sound, statistics.values()))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"{path} is damaged: {one_line(repr(error), 120)}") from error
+            raise InputError(f"{location} is damaged: {one_line(repr(error), 120)}") from error
         if not is_sound:
-            raise InputError(f"{path} is damaged: it does not hold a mode, and a mean and std for each speaker")
+            raise InputError(f"{location} is damaged: it does not hold a mode, and a mean and std for each speaker")
         return cls(mode, speakers_from, statistics, few_frames)
 
 

@@ -18,7 +18,7 @@ from utils.system.arguments import (
     size,
 )
 from utils.system.errors import InputError, describe_changes
-from utils.training.checkpoints import read_checkpoint
+from utils.training.checkpoints import FRAMES_KEY, read_checkpoint
 from utils.training.objective import LOSSES, PRECISIONS
 from utils.training.optimization import OPTIMIZERS, PLATEAU_EPOCHS, SCHEDULES
 
@@ -30,6 +30,7 @@ MODEL_OPTIONS = ("feature_dim", "prenet_num_layers", "rnn_type", "rnn_num_layers
 MAY_CHANGE = frozenset(("epochs", "max_steps", "patience", "save_every", "on_nonfinite", "resume", "overwrite"))
 MAY_CHANGE |= {"device", "num_processes", "grad_accumulation", "load_data_workers", "torch"}
 MAY_CHANGE |= {"librispeech_path", "store_path"}
+MAY_CHANGE |= {"any_frames", FRAMES_KEY}  # which follow from the data, or were not recorded
 MAY_DIFFER = frozenset(("librispeech_path", "store_path", "load_data_workers", "torch"))  # between processes
 DECIDES_COSINE = frozenset(("epochs", "max_steps"))  # the steps over which the learning rate falls
 
@@ -73,7 +74,7 @@ def make_config(args: argparse.Namespace, sets: tuple["LibriSpeech", ...], num_p
     """What config.json holds: every option, and digests of the data, so that a run can be made again."""
     digests = dict(zip(("train_data", "val_data"), (split.fingerprint() for split in sets), strict=True))
     config = {**vars(args), "save_every": args.save_every.text, "num_processes": num_processes}
-    return config | digests | {"torch": torch.__version__}
+    return config | digests | {FRAMES_KEY: sets[0].frame_spec.to_json(), "torch": torch.__version__}
 
 
 def may_change(args: argparse.Namespace) -> frozenset[str]:
@@ -150,6 +151,8 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     add("--val_split", nargs="+", default=["dev-clean"], metavar="NAME", help=text)
     text = "Train on this fraction of the utterances, always the same ones for a seed."
     add("--train_fraction", type=fraction, default=1.0, help=text)
+    text = "Train on frames that were made or scaled in different ways, or in another way than those of --init_from."
+    add("--any_frames", action="store_true", help=text)
     add("--load_data_workers", type=count, default=2, help="Number of processes that read data, for each that trains.")
     add("--bucketing", action=flag, default=False, help="Batch utterances of similar length together.")
 

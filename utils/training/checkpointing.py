@@ -1,6 +1,7 @@
 """Where a training run is, and all that it needs to continue as if it had never stopped.
 
-<name>__epoch_N.model   the weights after epoch N: a bare state dict with the released names
+<name>__epoch_N.model   the weights after epoch N: a bare state dict with the released names (and in its metadata
+                        the model's configuration, which loading passes over)
 <name>__best.model      those of the epoch with the lowest validation loss
 <name>__step_N.state    the last two saved states
 
@@ -23,6 +24,7 @@ from utils.system.errors import InputError, one_line
 from utils.system.files import atomic_write
 from utils.system.untrusted import load_untrusted
 from utils.training.arguments import SaveInterval
+from utils.training.checkpoints import CONFIG_KEY, describe_config, state_with_config
 from utils.training.distributed import Ranks
 from utils.training.experiment import Experiment
 from utils.training.metrics import check_numbers
@@ -127,8 +129,10 @@ class Checkpointer:
         self._last_step, self._last_time = 0, time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every part, as tensors and plain containers."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
+        """The state of every part, as tensors and plain containers, and the model's configuration."""
+        return {name: part.state_dict() for name, part in self.parts.items()} | {
+            CONFIG_KEY: describe_config(self.model)
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore every part, or raise InputError where the state is of another training."""
@@ -170,10 +174,10 @@ class Checkpointer:
             log.warning("step %d is not saved: its weights are NaN or infinite", self.progress.step)
 
     def save_weights(self, tag: str) -> Path:
-        """Write <name>__<tag>.model: a bare state dict, on the CPU."""
+        """Write <name>__<tag>.model: a bare state dict, on the CPU, with the model's configuration in its metadata."""
         path = self.experiment.path / f"{self.experiment.name}__{tag}.model"
         if self.ranks.is_first:
-            save_file(path, {name: value.detach().cpu() for name, value in self.model.state_dict().items()})
+            save_file(path, state_with_config(self.model))
         return path
 
     def check_weights(self) -> None:

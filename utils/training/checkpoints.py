@@ -1,20 +1,23 @@
 """Reading any APC checkpoint: this project's, the released ones, s3prl's, safetensors.
 
-Sizes, layers, cell type and prenet are read off the weights; residual and time shift, which weights do not show, come
-from the caller, the configuration inside a .safetensors file, config.json beside the file, s3prl's configuration, or
-the released file name.
+Sizes, layers, cell type and prenet are read off the weights; residual, time shift and how frames were made, which
+weights do not show, come from the caller, the configuration inside the file, config.json beside it, s3prl's
+configuration, or the released file name.
 """
 
 import argparse
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from utils.audio.front_ends import FRONT_ENDS, UNRECORDED_FRONT_END
 from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
+from utils.corpus.frame_spec import FrameSpec
 from utils.system.errors import InputError, one_line
 from utils.system.files import read_json
 from utils.system.reading import read_bytes
@@ -23,7 +26,9 @@ from utils.system.untrusted import load_untrusted
 # bs32-rhl3-rhs512-rd0-adam-res-ts3.pt: batch size, layers, hidden size, dropout, optimizer, residual, time shift
 RELEASED_NAME = re.compile(r"bs\d+-rhl\d+-rhs\d+-rd[\d.]+-\w+(?P<residual>-res)?-ts(?P<time_shift>\d+)")
 SAFETENSORS_SUFFIX = ".safetensors"
-CONFIG_KEY = "apc_config"  # of a .safetensors file's metadata: JSON of what `describe_config` gives
+CONFIG_KEY = "apc_config"  # in the metadata of a file: JSON of what `describe_config` gives
+FRAMES_KEY = "frames"  # in that, and in config.json: what `FrameSpec.to_json` gives
+OWN_NAME = re.compile(r".+__(epoch_\d+|best)\.model|.+__step_\d+\.state")
 OPTIMIZER_KEYS = ("optimizer", "Optimizer")
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 GATES = {3: RNN_TYPES[0], 4: RNN_TYPES[1]}  # rows of weight_hh_l0 in hidden sizes
@@ -35,6 +40,7 @@ class Facts(NamedTuple):
     residual: bool | None = None
     time_shift: int | None = None
     first_residual_layer: int = 0
+    frame_spec: FrameSpec = FrameSpec()
 
 
 class Checkpoint(NamedTuple):
@@ -46,6 +52,7 @@ class Checkpoint(NamedTuple):
     rnn: RNNConfig
     time_shift: int | None
     has_postnet: bool
+    frame_spec: FrameSpec
 
 
 def read_checkpoint(path: str | Path, residual: bool | None = None, time_shift: int | None = None) -> Checkpoint:
@@ -77,7 +84,7 @@ def read_checkpoint(path: str | Path, residual: bool | None = None, time_shift: 
         residual = False
     rnn = rnn._replace(residual=residual, first_residual_layer=facts.first_residual_layer)
     time_shift = facts.time_shift if time_shift is None else time_shift
-    return Checkpoint(weights, mel_dim, prenet, rnn, time_shift, _has_postnet(weights))
+    return Checkpoint(weights, mel_dim, prenet, rnn, time_shift, _has_postnet(weights), facts.frame_spec)
 
 
 def _read_pytorch(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -86,7 +93,9 @@ def _read_pytorch(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     if not isinstance(loaded, Mapping):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not a state dict")
     if not isinstance(loaded.get("model"), Mapping):
-        return loaded, {}
+        metadata = getattr(loaded, "_metadata", None)  # of an OrderedDict, as PyTorch's state_dict() has it
+        text = metadata.get(CONFIG_KEY) if isinstance(metadata, Mapping) else None
+        return loaded, {} if text is None else {CONFIG_KEY: _parse_config(path, text)}
     return loaded["model"], {key: loaded[key] for key in loaded if key not in ("model", *OPTIMIZER_KEYS)}
 
 
@@ -98,12 +107,21 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     try:
         weights = load_safetensors(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        config = json.loads(header.get("__metadata__", {}).get(CONFIG_KEY, "{}"))
+        text = header.get("__metadata__", {}).get(CONFIG_KEY, "{}")
     except Exception as error:  # safetensors' own, or of damaged JSON
         raise InputError(f"{path} is damaged or is not a safetensors file: {one_line(error, 200)}") from error
+    return weights, {CONFIG_KEY: _parse_config(path, text)}
+
+
+def _parse_config(path: Path, text: Any) -> dict[str, Any]:
+    """The configuration in the metadata of a file."""
+    try:
+        config = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: its {CONFIG_KEY} is no JSON: {one_line(error, 200)}") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} is damaged: its {CONFIG_KEY} is a {type(config).__name__}")
-    return weights, {CONFIG_KEY: config}
+    return config
 
 
 def describe_config(model: torch.nn.Module) -> dict[str, Any]:
@@ -114,7 +132,17 @@ def describe_config(model: torch.nn.Module) -> dict[str, Any]:
         "prenet": None if prenet is None else prenet._asdict(),
         "rnn": model.rnn_config._asdict(),
         "time_shift": model.time_shift,
+        FRAMES_KEY: model.frame_spec.to_json(),
     }
+
+
+def state_with_config(model: torch.nn.Module) -> OrderedDict[str, torch.Tensor]:
+    """A model's state dict on the CPU, with `describe_config` in its metadata, which load_state_dict passes over."""
+    state = model.state_dict()
+    copied = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
+    copied._metadata = OrderedDict(state._metadata)
+    copied._metadata[CONFIG_KEY] = json.dumps(describe_config(model))
+    return copied
 
 
 def _released_names(path: Path, state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], bool]:
@@ -182,21 +210,31 @@ def _known_facts(path: Path, own_config: dict[str, Any], is_s3prl: bool) -> Fact
         if not isinstance(first, int | None) or (first or 0) < 0:
             raise InputError(f"{path}: first_residual_layer {one_line(first, 40)} is not a layer")
         facts = _facts(path, _search(config, "residual"), _search(config, "time_shift"))
-        return facts._replace(first_residual_layer=first or 0)
+        return facts._replace(first_residual_layer=first or 0, frame_spec=_recorded_spec(config, path))
     beside = path.parent / "config.json"
     if beside.is_file() and "__" in path.name:  # as this project names its checkpoints
         config = read_json(beside)
         name = config.get("experiment_name")
         if isinstance(name, str) and path.name.startswith(f"{name}__"):
-            return _facts(beside, config.get("rnn_residual"), config.get("time_shift"))
+            facts = _facts(beside, config.get("rnn_residual"), config.get("time_shift"))
+            return facts._replace(frame_spec=_recorded_spec(config, beside))
     if is_s3prl:
         # s3prl's configuration, or, where that does not tell, the command line's options that stand beside it
         places = [own_config.get("config"), own_config]
         residual, time_shift = (_search(places, key) for key in ("residual", "n_future"))
-        return _facts(path, residual, time_shift)._replace(first_residual_layer=1)
+        frame_spec = FrameSpec.of_front_end(FRONT_ENDS["s3prl"])
+        return _facts(path, residual, time_shift)._replace(first_residual_layer=1, frame_spec=frame_spec)
     if match := RELEASED_NAME.search(path.name):
-        return Facts(match["residual"] is not None, int(match["time_shift"]))
-    return Facts()
+        frame_spec = FrameSpec.of_front_end(FRONT_ENDS["released"])
+        return Facts(match["residual"] is not None, int(match["time_shift"]), frame_spec=frame_spec)
+    return Facts(frame_spec=_recorded_spec({}, path) if OWN_NAME.fullmatch(path.name) else FrameSpec())
+
+
+def _recorded_spec(config: Mapping[str, Any], location: Path) -> FrameSpec:
+    """How a model's frames were made, by its configuration; assumed where that is of before it was recorded."""
+    if FRAMES_KEY in config:
+        return FrameSpec.from_json(config[FRAMES_KEY], location)
+    return FrameSpec.of_front_end(FRONT_ENDS[UNRECORDED_FRONT_END], is_assumed=True)
 
 
 def _facts(location: Path, residual: Any, time_shift: Any) -> Facts:

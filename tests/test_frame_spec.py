@@ -1,0 +1,152 @@
+"""Facts about the record of how frames were made: it goes from prepared data into models, and wherever these go."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from preparing_runs import prepare, prepare_audio
+from test_apc_model import make_batch, make_models
+from test_load_pretrained import s3prl_names
+from training_runs import train
+
+from apc_model import APCModel
+from datasets import LibriSpeech
+from export import export_model
+from load_pretrained_model import load_pretrained
+from utils import RNNConfig
+from utils.audio.front_ends import FRONT_ENDS
+from utils.corpus.frame_spec import FrameSpec
+from utils.system.errors import InputError
+from utils.system.files import read_json
+
+RELEASED, HIRES, S3PRL = (FrameSpec.of_front_end(FRONT_ENDS[name]) for name in ("released", "kaldi-hires", "s3prl"))
+OPTIONS = (
+    "--rnn_hidden_size 8 --rnn_num_layers 1 --batch_size 2 --epochs 1 --load_data_workers 0 --librispeech_path . "
+    "--train_split train --val_split dev"
+)
+SAMPLE = Path(__file__).parent.parent / "librispeech_data" / "sample"
+
+
+@pytest.fixture
+def splits(tmp_path, monkeypatch):
+    """A function that prepares real speech as train and dev, here."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*options, names=("train", "dev")):
+        for name in names:
+            prepare_audio(SAMPLE / "audio" / name, Path(name), "--max_seq_len", 100, *options)
+
+    return make
+
+
+def trained(monkeypatch, *options):
+    """The experiment directory of a short training."""
+    train(monkeypatch, *options, base=OPTIONS)
+    return Path("logs/foo.dir")
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_what_preparing_records_is_in_every_file_of_the_model(splits, monkeypatch, tmp_path, name):
+    splits("--front_end", name, "--dither", 2)
+    expected = {"front_end": name, "dither": 2, "norm": FRONT_ENDS[name].norm}
+    experiment = trained(monkeypatch)
+    assert read_json(experiment / "config.json")["frames"] == expected
+    files = [tmp_path / "moved.pt", tmp_path / "moved.state", tmp_path / "moved.safetensors"]
+    files[0].write_bytes((experiment / "foo__epoch_1.model").read_bytes())  # away from config.json
+    files[1].write_bytes(next(experiment.glob("*.state")).read_bytes())
+    export_model.main(["--checkpoint", str(files[0]), "--save", str(files[2])])
+    for file in files:
+        model = load_pretrained(file)
+        assert model.frame_spec.to_json() == expected and not model.frame_spec.is_assumed
+        assert model.time_shift == 1 and model.rnn_config.residual is False
+    assert f"residual: False, time shift: 1, frames: front end {name} with dither 2, norm" in repr(model)
+
+
+def test_a_models_file_stays_a_bare_state_dict_that_any_load_state_dict_takes(splits, monkeypatch):
+    splits()
+    state = torch.load(trained(monkeypatch) / "foo__epoch_1.model", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    APCModel(80, None, RNNConfig(80, 8, 1, 0.0, False)).load_state_dict(state)
+
+
+def test_the_statistics_of_a_global_mode_travel_with_the_model(splits, monkeypatch):
+    splits("--norm", "global", names=["train"])
+    splits("--norm_from", "train", names=["dev"])
+    normalizer = load_pretrained(trained(monkeypatch) / "foo__best.model").frame_spec.normalizer
+    raw = np.random.default_rng(0).normal(size=(5, 80)).astype(np.float32)
+    content = read_json(Path("train/normalization.json"))["statistics"]["all speakers"]
+    expected = (raw - np.array(content["mean"])) / np.array(content["std"])
+    np.testing.assert_allclose(normalizer.apply(raw), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options, said", [
+    (("--front_end", "s3prl", "--norm", "speaker"), "dev differs from train: front end s3prl, not kaldi-hires;"),
+    (("--front_end", "kaldi-hires", "--norm", "none"), "dev differs from train: norm none, not speaker;"),
+    (("--front_end", "kaldi-hires", "--dither", "1"), "dev differs from train: dither 1, not 0;"),
+])  # fmt: skip
+def test_splits_of_different_frames_are_not_mixed_unless_told_to(splits, monkeypatch, options, said):
+    splits("--front_end", "kaldi-hires", names=["train"])
+    splits(*options, names=["dev"])
+    with pytest.raises(InputError, match=f"{said}.*--any_frames"):
+        trained(monkeypatch)
+    assert not Path("logs").exists()
+    trained(monkeypatch, "--any_frames")
+
+
+def test_splits_scaled_by_other_statistics_are_not_mixed(splits, monkeypatch):
+    splits("--norm", "global")
+    with pytest.raises(InputError, match=r"norm global by another mean and variance.*--norm_from"):
+        trained(monkeypatch)
+
+
+def test_training_goes_on_from_a_model_of_the_same_frames_only(splits, monkeypatch, tmp_path):
+    splits("--front_end", "kaldi-hires")
+    start = tmp_path / "bs32-rhl1-rhs8-rd0-adam-ts1.pt"
+    torch.save(APCModel(80, None, RNNConfig(80, 8, 1, 0.0, False)).state_dict(), start)
+    with pytest.raises(InputError, match=r"bs32.*front end released, not kaldi-hires.*--any_frames"):
+        trained(monkeypatch, "--init_from", start)
+    trained(monkeypatch, "--init_from", start, "--any_frames")
+
+
+def test_released_and_s3prls_checkpoints_want_their_own_and_old_ones_kaldi_hires(tmp_path):
+    model, _ = make_models()
+    files = {"bs32-rhl3-rhs512-rd0-adam-res-ts3.pt": RELEASED, "x.pt": FrameSpec()}
+    for name, expected in files.items():
+        torch.save(model.state_dict(), tmp_path / name)
+        assert load_pretrained(tmp_path / name, residual=True).frame_spec == expected
+    torch.save({"model": s3prl_names(model), "config": {"residual": True}}, tmp_path / "apc.ckpt")
+    assert load_pretrained(tmp_path / "apc.ckpt").frame_spec == S3PRL
+    (tmp_path / "config.json").write_text(json.dumps({"experiment_name": "foo", "rnn_residual": True}))
+    for name in ("foo__epoch_3.model", "bar__best.model"):
+        torch.save(model.state_dict(), tmp_path / name)
+        loaded = load_pretrained(tmp_path / name, residual=True)
+        assert loaded.frame_spec.to_json() == HIRES.to_json() and "assumed" in loaded.frame_spec.describe()
+        torch.testing.assert_close(loaded(*make_batch()), model(*make_batch()))
+
+
+def test_a_prepared_directory_says_how_its_frames_were_made(splits, tmp_path):
+    splits("--front_end", "released", names=["train"])
+    assert LibriSpeech("train").frame_spec == RELEASED
+    made_from = read_json(Path("train/made_from.json"))
+    old = {key: value for key, value in made_from.items() if key not in ("front_end", "dither")}
+    Path("train/made_from.json").write_text(json.dumps(old))
+    assert "front end kaldi-hires" in LibriSpeech("train").frame_spec.describe()
+    archives = {"dev-clean-hires-norm.blogmel": RELEASED, "mine.blogmel": FrameSpec()}
+    for name, expected in archives.items():
+        (tmp_path / name).write_text("a-b-c\n1 2\n3 5\n.\n")
+        out = prepare(tmp_path / name, tmp_path / f"of-{name}")
+        assert FrameSpec.of_directory(out) == expected
+    scaled = prepare(tmp_path / "mine.blogmel", tmp_path / "scaled", "--norm", "speaker")
+    assert FrameSpec.of_directory(scaled) == FrameSpec(norm="speaker")
+    (tmp_path / "train-clean-360-hires-norm.blogmel").mkdir()  # the released script's, without any record
+    assert FrameSpec.of_directory(tmp_path / "train-clean-360-hires-norm.blogmel") == RELEASED
+
+
+@pytest.mark.parametrize("content", [
+    3, {"front_end": "htk"}, {"front_end": 3}, {"norm": "speakers"}, {"dither": "1"}, {"normalization": {"mode": 1}},
+])  # fmt: skip
+def test_a_damaged_record_is_refused(content):
+    with pytest.raises(InputError, match=r"^config\.json"):
+        FrameSpec.from_json(content, "config.json")

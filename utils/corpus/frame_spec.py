@@ -1,0 +1,134 @@
+"""How frames were made: a record that travels from prepared data to the models that are trained on them."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from utils.audio.front_ends import FRONT_ENDS, FrontEnd, find_front_end, with_front_end
+from utils.corpus.normalization import MODES, NORMALIZATION_FILE, Normalizer, scope
+from utils.corpus.output_directory import MADE_FROM_FILE
+from utils.system.errors import InputError, one_line
+from utils.system.files import read_json
+
+RECORDED = "front_end", "dither", "norm", "normalization"
+ARCHIVES_OF = "frames_of"  # in a made_from.json: the front end of archives, as the user gave it
+AUTHORS_NAME = re.compile(r"(train|dev|test)-(clean|other)(-\d+)?-hires-norm[.-]blogmel(\.xz|\.gz)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSpec:
+    """How log-Mel frames are made from a waveform. None stands for what is unknown, as of an archive.
+
+    Attributes:
+        front_end: its name in FRONT_ENDS.
+        dither: standard deviation of the noise, for samples in the range of int16.
+        norm: how frames are normalised, one of normalization.MODES.
+        normalization: in a global mode, the mean and variance that frames are scaled by, as in normalization.json.
+        is_assumed: whether nothing was recorded, and this is how it was done before it was.
+    """
+
+    front_end: str | None = None
+    dither: float | None = None
+    norm: str | None = None
+    normalization: dict[str, Any] | None = None
+    is_assumed: bool = False
+
+    @classmethod
+    def of_front_end(cls, front_end: FrontEnd, is_assumed: bool = False) -> "FrameSpec":
+        """Frames of a front end, normalised as it does."""
+        spec = {"front_end": front_end.name, "dither": front_end.dither, "norm": front_end.norm}
+        return cls(**spec, is_assumed=is_assumed)
+
+    @classmethod
+    def of_archives(cls, names: Sequence[str]) -> "FrameSpec":
+        """Frames of archives, or of released prepared directories: known where all are named as the authors'."""
+        is_authors = bool(names) and all(AUTHORS_NAME.fullmatch(name) for name in names)
+        return cls.of_front_end(FRONT_ENDS["released"]) if is_authors else cls()
+
+    @classmethod
+    def of_directory(cls, directory: Path) -> "FrameSpec":
+        """Frames of a prepared directory, by its made_from.json and normalization.json. InputError: damaged."""
+        path = directory / MADE_FROM_FILE
+        written = read_json(path) if path.exists() else {"archives": [{"name": directory.name}]}
+        made_from = with_front_end(written)
+        if "front_end" in made_from:
+            spec = cls.from_json({key: made_from.get(key) for key in ("front_end", "dither")} | {"norm": "none"}, path)
+        elif ARCHIVES_OF in made_from:
+            spec = cls.of_front_end(find_front_end(str(made_from[ARCHIVES_OF])))
+        else:
+            archives = made_from.get("archives")
+            names = [str(archive.get("name")) for archive in archives or () if isinstance(archive, dict)]
+            spec = cls.of_archives(names)
+        spec = replace(spec, is_assumed="front_end" in made_from.keys() - written.keys())
+        path = directory / NORMALIZATION_FILE
+        return spec.scaled_by(Normalizer.load(path)) if path.exists() else spec
+
+    @classmethod
+    def from_json(cls, content: Any, location: str | Path) -> "FrameSpec":
+        """What `to_json` gave. Raises InputError where it is damaged, or of a front end that is unknown here."""
+        if not isinstance(content, dict):
+            raise InputError(f"{location} is damaged: how frames were made is a {type(content).__name__}")
+        front_end, dither, norm, normalization = map(content.get, RECORDED)
+        if front_end is not None and front_end not in FRONT_ENDS:
+            name = one_line(repr(front_end), 40)
+            raise InputError(f"{location}: the front end {name} is unknown: there are {', '.join(FRONT_ENDS)}")
+        if norm not in (None, *MODES) or not isinstance(dither, int | float | None):
+            found = f"norm {one_line(repr(norm), 40)} and dither {one_line(repr(dither), 40)}"
+            raise InputError(f"{location} is damaged: {found} are no such settings")
+        if normalization is not None:
+            Normalizer.from_json(normalization, location)
+        return cls(front_end=front_end, dither=dither, norm=norm, normalization=normalization)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is known, as JSON types."""
+        return {key: value for key in RECORDED if (value := getattr(self, key)) is not None}
+
+    @property
+    def normalizer(self) -> Normalizer | None:
+        """What scales unheard audio; None where statistics are to be gathered first, or the mode is unknown."""
+        if self.normalization:
+            return Normalizer.from_json(self.normalization, "the model's normalisation")
+        return Normalizer(self.norm) if self.norm and scope(self.norm) in ("utterance", "none") else None
+
+    def scaled_by(self, normalizer: Normalizer) -> "FrameSpec":
+        """These frames, normalised; the statistics are kept where they are those of all speakers."""
+        is_global = scope(normalizer.mode) == "global"
+        return replace(self, norm=normalizer.mode, normalization=normalizer.to_json() if is_global else None)
+
+    def describe(self) -> str:
+        """These settings in a few words."""
+        front_end = f"front end {self.front_end}" if self.front_end else "unknown front end"
+        if self.front_end and self.dither != FRONT_ENDS[self.front_end].dither:
+            front_end += f" with dither {self.dither:g}"
+        text = f"{front_end}, {f'norm {self.norm}' if self.norm else 'unknown norm'}"
+        return f"{text} (assumed: it was not recorded)" if self.is_assumed else text
+
+    def differences(self, other: "FrameSpec") -> list[str]:
+        """What is known of both and differs."""
+        found = []
+        if None not in (self.front_end, other.front_end) and self.front_end != other.front_end:
+            found.append(f"front end {self.front_end}, not {other.front_end}")
+        elif None not in (self.dither, other.dither) and self.dither != other.dither:
+            found.append(f"dither {self.dither:g}, not {other.dither:g}")
+        if None not in (self.norm, other.norm) and self.norm != other.norm:
+            found.append(f"norm {self.norm}, not {other.norm}")
+        elif self.normalization and other.normalization and self.normalization != other.normalization:
+            found.append(f"norm {self.norm} by another mean and variance (--norm_from takes those of other data)")
+        return found
+
+
+def common(specs: Iterable[FrameSpec]) -> FrameSpec:
+    """What is known of all of these, and is the same."""
+    first, *others = specs
+    names = [name for name in vars(first) if all(getattr(other, name) == getattr(first, name) for other in others)]
+    return FrameSpec(**{name: getattr(first, name) for name in names})
+
+
+def refuse_mixture(specs: Mapping[str | Path, FrameSpec], advice: str) -> None:
+    """Raise InputError where frames of two places were made or scaled in different ways; with advice."""
+    for (one, first), (other, second) in combinations(specs.items(), 2):
+        if differences := second.differences(first):
+            raise InputError(f"{other} differs from {one}: {'; '.join(differences)}; prepare both alike, or {advice}")
