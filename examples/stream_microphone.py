@@ -30,7 +30,7 @@ from utils.audio.front_ends import FrontEnd
 from utils.audio.log_mel import OnlineLogMel
 from utils.audio.waveforms import waveform_blocks
 from utils.corpus.arguments import add_front_end_options, front_end_of
-from utils.corpus.normalization import Normalizer, scope
+from utils.corpus.normalization import UNBIASED, Normalizer, scope
 from utils.system.arguments import HelpFormatter, add_residual_option, natural, positive
 from utils.system.errors import InputError, run_script
 from utils.system.files import atomic_write, make_way_for
@@ -125,7 +125,7 @@ def make_listener(args: argparse.Namespace, model: APCModel) -> Listener:
     normalizer = Normalizer.load(args.norm_from) if args.norm_from else Normalizer("none")
     front_end = front_end_of(args)
     if scope(normalizer.mode) == "utterance":
-        norm = normalizer.mode.replace("utterance", "global")
+        norm = normalizer.mode.replace("utterance", "global").removesuffix(UNBIASED)
         reason = f"an utterance's own mean and variance are not known before it ends; train on --norm {norm}"
         raise InputError(reason, args.norm_from)
     if scope(normalizer.mode) == "speaker":

@@ -159,7 +159,7 @@ def test_features_do_not_depend_on_the_batch_or_the_pieces_they_were_computed_in
 
 
 @pytest.mark.parametrize("norm, front_end", [
-    ("speaker", "kaldi-hires"), ("utterance", "s3prl"), ("none", "released"), ("utterance-mean", "released"),
+    ("speaker", "kaldi-hires"), ("utterance-unbiased", "s3prl"), ("none", "released"), ("utterance-mean", "released"),
 ])  # fmt: skip
 def test_a_long_recording_read_piece_by_piece_has_the_features_of_one_read_whole(
     norm, front_end, checkpoint, tmp_path, monkeypatch

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
 from preparing_runs import ROOT, content, prepare_audio, run_to_death
 
 from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, find_front_end
@@ -18,10 +19,10 @@ from utils.system.errors import InputError
 SPEECH = sorted((ROOT / "librispeech_data" / "sample" / "audio").rglob("*.flac"))
 RELEASED = FRONT_ENDS["released"]
 NOISE = (-3.08092, -2.46180, -2.59930, -1.95675)  # log Mel of dithered silence
-NUMBERS = {  # window, and band in Hz, written out here: the table must not drift
-    "released": (lambda t: 0.54 - 0.46 * np.cos(t), 20.0, 8000.0),
-    "kaldi-hires": (lambda t: (0.5 - 0.5 * np.cos(t)) ** 0.85, 20.0, 7600.0),
-    "s3prl": (lambda t: 0.54 - 0.46 * np.cos(t), 20.0, 8000.0),
+NUMBERS = {  # window, band in Hz, and the value of a sample of 1, written out here: the table must not drift
+    "released": (lambda t: 0.54 - 0.46 * np.cos(t), 20.0, 8000.0, 32768),
+    "kaldi-hires": (lambda t: (0.5 - 0.5 * np.cos(t)) ** 0.85, 20.0, 7600.0, 32768),
+    "s3prl": (lambda t: 0.54 - 0.46 * np.cos(t), 20.0, 8000.0, 1),
 }
 
 
@@ -29,10 +30,10 @@ def mel(hertz):
     return 1127.0 * np.log(1.0 + np.asarray(hertz, float) / 700.0)
 
 
-def plain_log_mel(samples, window, low, high):
+def plain_log_mel(samples, window, low, high, full_scale):
     """Kaldi's filterbank in plain numpy and float64, at dither 0; samples (samples,) in the range of int16."""
     starts = np.arange(0, len(samples) - 400 + 1, 160)
-    windows = samples.astype(np.float64)[starts[:, None] + np.arange(400)]  # (frames, 400)
+    windows = samples[starts[:, None] + np.arange(400)] * (full_scale / 32768)  # (frames, 400)
     windows -= windows.mean(axis=1, keepdims=True)
     windows = windows - 0.97 * np.concatenate([windows[:, :1], windows[:, :-1]], axis=1)
     power = np.abs(np.fft.rfft(windows * window(2 * np.pi * np.arange(400) / 399), 512)) ** 2  # (frames, 257)
@@ -69,9 +70,15 @@ def test_each_front_end_is_kaldis_filterbank_of_its_numbers(name):
 
 def test_the_table_has_the_published_dither_and_normalisation():
     assert {x.name: (x.dither, x.norm, x.num_mel_bins) for x in FRONT_ENDS.values()} == {
-        "released": (1, "speaker-mean", 80), "kaldi-hires": (0, "speaker", 80), "s3prl": (0, "utterance", 80)
+        "released": (1, "speaker-mean", 80), "kaldi-hires": (0, "speaker", 80), "s3prl": (0, "utterance-unbiased", 80)
     }  # fmt: skip
     assert all(front_end.norm in MODES and front_end.source for front_end in FRONT_ENDS.values())
+
+
+def test_the_unbiased_norm_is_pytorchs_standard_deviation():
+    frames = torch.randn(37, 80) * 3 + 5
+    expected = (frames - frames.mean(0)) / frames.std(0)
+    torch.testing.assert_close(torch.from_numpy(Normalizer("utterance-unbiased").apply(frames.numpy())), expected)
 
 
 def test_dither_is_noise_of_its_standard_deviation():
@@ -87,7 +94,7 @@ def test_dither_leaves_loud_speech_alone_and_is_the_same_for_the_same_utterance_
     samples, _ = soundfile.read(SPEECH[0], dtype="int16")
     dithered, plain = (
         log_mel(samples, front_end=RELEASED, seed="a"),
-        log_mel(samples, front_end=find_front_end("s3prl")),
+        log_mel(samples, front_end=find_front_end("released", 0)),
     )
     loud = plain.mean(1) > np.median(plain.mean(1))
     assert 0 < np.abs(dithered - plain)[loud].mean() < 0.05

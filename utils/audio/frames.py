@@ -7,6 +7,7 @@ WINDOW_SAMPLES = SAMPLE_RATE * WINDOW_MS // 1000
 SHIFT_SAMPLES = SAMPLE_RATE * SHIFT_MS // 1000
 FRAMES_PER_SECOND = 1000 // SHIFT_MS
 NUM_MEL_BINS = 80
+INT16_SCALE = 32768  # Kaldi computes on samples in the range of int16
 
 
 def frames_to_hours(frames: int) -> float:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from utils.audio.frames import NUM_MEL_BINS
+from utils.audio.frames import INT16_SCALE, NUM_MEL_BINS
 from utils.system.errors import InputError
 
 
@@ -20,6 +20,7 @@ class FrontEnd:
         norm: how its frames are normalised unless something else is asked for, one of normalization.MODES.
         source: where these numbers come from, and what of it cannot be matched.
         num_mel_bins: the size of a frame.
+        full_scale: what a sample of 1 counts as. Energies have a floor of 2^-23 in any case.
     """
 
     name: str
@@ -30,6 +31,7 @@ class FrontEnd:
     norm: str
     source: str
     num_mel_bins: int = NUM_MEL_BINS
+    full_scale: float = INT16_SCALE
 
     def describe(self) -> dict[str, Any]:
         """What made_from.json records; the normalisation is recorded by itself."""
@@ -62,10 +64,10 @@ _TABLE = (
         low_freq=20,
         high_freq=8000,
         dither=0,
-        norm="utterance",
+        norm="utterance-unbiased",
+        full_scale=1,
         source="s3prl's APC configuration, which reads samples in [-1, 1] and divides by the unbiased standard "
-        "deviation. Its floor of the energies, 2^30 times as high relative to speech, is not matched, nor is the "
-        "factor sqrt((frames - 1) / frames)",
+        "deviation",
     ),
 )
 FRONT_ENDS = {front_end.name: front_end for front_end in _TABLE}

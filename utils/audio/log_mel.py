@@ -5,11 +5,10 @@ import hashlib
 import kaldi_native_fbank
 import numpy as np
 
-from utils.audio.frames import SAMPLE_RATE, SHIFT_MS, WINDOW_MS, WINDOW_SAMPLES
+from utils.audio.frames import INT16_SCALE, SAMPLE_RATE, SHIFT_MS, WINDOW_MS, WINDOW_SAMPLES
 from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd
 from utils.system.errors import InputError
 
-INT16_SCALE = 32768  # Kaldi computes on samples in the range of int16
 BLOCK_SAMPLES = 60 * SAMPLE_RATE  # what is handed to the library at once
 
 
@@ -57,6 +56,7 @@ class OnlineLogMel:
         samples = _in_int16_range(waveform)
         if self._front_end.dither:
             samples += np.float32(self._front_end.dither) * self._noise.standard_normal(len(samples), np.float32)
+        samples *= np.float32(self._front_end.full_scale / INT16_SCALE)
         pieces = [np.empty((0, self._front_end.num_mel_bins), np.float32)]
         for start in range(0, len(samples), BLOCK_SAMPLES):
             # A memoryview is the fastest sequence for the library, by half.

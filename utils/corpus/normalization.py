@@ -15,7 +15,9 @@ from utils.system.errors import InputError, one_line
 from utils.system.files import read_json, write_json
 
 MEAN_ONLY = "-mean"  # at the end of a mode: the mean is removed, and the variance left as it is
-MODES = ("speaker", "speaker-mean", "utterance", "utterance-mean", "global", "global-mean", "none")
+UNBIASED = "-unbiased"  # at the end of a mode: the variance is divided by the number of frames less one
+_MODES_OF_UTTERANCES = ("utterance", "utterance-mean", f"utterance{UNBIASED}")
+MODES = ("speaker", "speaker-mean", *_MODES_OF_UTTERANCES, "global", "global-mean", "none")
 NORMALIZATION_FILE = "normalization.json"
 MIN_RELATIVE_VARIANCE = 1e-10  # below it a bin is constant but for rounding
 FEW_FRAMES = FRAMES_PER_SECOND  # a mean over fewer is the mean of a sound more than of a speaker
@@ -38,13 +40,14 @@ def frame_sums(frames: np.ndarray) -> np.ndarray:
 
 def scope(mode: str) -> str:
     """Over what a mode normalises: 'speaker', 'utterance', 'global' or 'none'."""
-    return mode.removesuffix(MEAN_ONLY)
+    return mode.partition("-")[0]
 
 
 def mean_and_std(sums: np.ndarray, mode: str, whose: str = "this utterance") -> Statistics:
-    """Mean and (population) standard deviation from `frame_sums`, each (mel_dim,) float64.
+    """Mean and standard deviation from `frame_sums`, each (mel_dim,) float64.
 
-    In a mode that removes the mean only, ones stand for the standard deviation.
+    The standard deviation is that of the population unless the mode says unbiased. In a mode that removes the mean
+    only, ones stand for it.
 
     Raises:
         InputError: a bin never changes, so it cannot be scaled to unit variance.
@@ -59,7 +62,7 @@ def mean_and_std(sums: np.ndarray, mode: str, whose: str = "this utterance") -> 
         raise InputError(
             f"{whose}: bin {int(np.argmax(constant)) + 1} of {len(mean)} has zero variance over {int(frames)} frames"
         )
-    return mean, np.sqrt(variance)
+    return mean, np.sqrt(variance * frames / (frames - 1) if mode.endswith(UNBIASED) else variance)
 
 
 def scale(log_mel: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
