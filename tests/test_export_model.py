@@ -127,4 +127,4 @@ def test_onnx_and_torchscript_carry_how_frames_are_made():
     torch.jit.load(io.BytesIO(export_model.to_torchscript(model)), _extra_files=extra)
     for text in (session.get_modelmeta().custom_metadata_map[key], extra[key]):
         frames = json.loads(text)["frames"]
-        assert frames == {"front_end": "s3prl", "dither": 0, "norm": "utterance"}
+        assert frames == {"front_end": "s3prl", "dither": 0, "norm": "utterance-unbiased"}
