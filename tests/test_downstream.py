@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from downstream import phone_classification, run_all, speaker_identification, speaker_verification
+from downstream import abx, phone_classification, run_all, speaker_identification, speaker_verification
 from downstream.probing.report import Claim, Row
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
@@ -93,6 +93,16 @@ def test_speakers_who_sound_apart_are_verified_and_identified(corpus, tmp_path):
     assert results(tmp_path)["log Mel"]["cosine"] < 0.3
     speaker_identification.main(arguments(corpus, tmp_path, "--seeds", 2))
     assert results(tmp_path)["log Mel"] == [0, 0]
+
+
+def test_triphones_that_sound_apart_are_told_apart_without_training(corpus, tmp_path, capsys):
+    items = tmp_path / "items"
+    abx.main(arguments(corpus, tmp_path, "--silence", "--items", items))
+    assert results(tmp_path)["log Mel"]["within"] < 0.1 and results(tmp_path)["log Mel"]["across"] < 0.1
+    count = len(items.read_text().splitlines()) - 1
+    assert f"test: {count} triphones without silence" in capsys.readouterr().out
+    with pytest.raises(InputError, match="test has no triphones that differ in their middle phone only"):
+        abx.main(arguments(corpus, tmp_path, "--silence", "HIGH", "LOW"))
 
 
 def test_layers_of_a_checkpoint_are_probed_by_number_or_all(corpus, tmp_path):

@@ -2,6 +2,7 @@
 
 - corpus, splits, labels: `load_corpus`, `find_splits`, `read_labels`; features: log Mel and hidden states to probe.
 - phones, speakers: `classify_phones`; `identify`, `verify`, `make_trials`.
+- abx, dtw: `abx_errors`, the errors of ABX discrimination; `segment_distances`, by dynamic time warping.
 - probes, scoring: `train_probe`, `score_phones`, `equal_error_rate`.
 - study, plan, training: `Study`, `choose_best`, `train`; report, plots: `write_report`.
 - arguments: options that the scripts share.

@@ -1,0 +1,71 @@
+"""ABX error: how often a triphone is nearer to one with another middle phone than to one with the same.
+
+    python downstream/abx.py --data mboshi
+    python downstream/abx.py --data mboshi --checkpoint logs/foo.dir/foo__epoch_100.model --layer all
+    python downstream/abx.py --data mboshi --items mboshi.item
+
+Nothing is trained: the distance is the angle between frames, averaged along the best warping path. Prints the errors
+on the test set within a speaker and across speakers; chance is 50 %. The method: downstream/probing/abx.py. An item
+file lets other tools, such as fastabx, evaluate the same triphones.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
+
+import argparse
+
+from downstream.probing.abx import AbxOptions, abx_errors, corpus_triphones, write_items
+from downstream.probing.arguments import add_feature_options, make_parser
+from downstream.probing.corpus import chosen_features, load_corpus
+from downstream.probing.splits import DEV, TEST
+from utils.system.arguments import positive
+from utils.system.device import pick_device
+from utils.system.errors import InputError, run_script
+from utils.system.files import make_way_for, write_json
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__)
+    add_feature_options(parser)
+    add, default = parser.add_argument, AbxOptions()
+    add("--set", choices=(DEV, TEST), default=TEST, help="Compare triphones of this set.")
+    help = "Draw at most this many triphones of a speaker and the same three phones."
+    add("--max_items", type=positive, default=default.max_items, metavar="N", help=help)
+    help = "Across speakers, draw at most this many other speakers for each speaker and the same three phones."
+    add("--max_speakers", type=positive, default=default.max_speakers, metavar="N", help=help)
+    help = "Skip triphones with one of these phones."
+    add("--silence", nargs="*", default=list(default.silence), metavar="PHONE", help=help)
+    add("--items", type=Path, metavar="FILE", help="Write the triphones to this file, in the format of ZeroSpeech.")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compare, and print errors."""
+    args = parse_arguments(arguments)
+    for path in filter(None, (args.save, args.items)):
+        make_way_for(path)
+    options = AbxOptions(args.max_items, args.max_speakers, args.seed, tuple(args.silence))
+    device = pick_device(args.device)
+    corpus = load_corpus(args)
+    triphones = corpus_triphones(corpus, options, args.set)
+    print(f"{args.set}: {len(triphones.rows)} triphones without silence")
+    if args.items:
+        write_items(args.items, corpus, triphones, args.set)
+    results = {}
+    for name, features in chosen_features(corpus, args).items():
+        results[name] = abx_errors(corpus, features, options, device, args.set)
+        if set(results[name].values()) == {None}:
+            raise InputError(f"{args.set} has no triphones that differ in their middle phone only: nothing to compare")
+        errors = [f"{task} speakers {100 * error:.2f} %" for task, error in results[name].items() if error is not None]
+        print(f"{name}: ABX error {', '.join(errors)}")
+    if args.save:
+        write_json(args.save, results)
+
+
+if __name__ == "__main__":
+    run_script(main)
