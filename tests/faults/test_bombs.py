@@ -15,6 +15,7 @@ from load_pretrained_model import load_pretrained
 from utils.corpus.prepared import load_tensor, save_tensor
 
 UTTERANCE_BYTES = 400 * MIB  # for what is read up to the limit of an utterance, 64 MiB of text
+FLOAT4 = getattr(torch, "float4_e2m1fn_x2", torch.float8_e4m3fn)  # since PyTorch 2.8
 GOOD = "a-1-1\n1 2\n3 4\n.\n"
 
 
@@ -165,7 +166,7 @@ def test_tensors_that_are_not_plain_numbers_are_refused(load, tmp_path):
     nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])
     quantized = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.quint8)
     negative = torch.ones(2, 3, dtype=torch.complex64).conj().imag  # has its sign bit flipped when it is read
-    tiny = torch.zeros(2, 3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    tiny = torch.zeros(2, 3, dtype=torch.uint8).view(FLOAT4)
     for tensor in (
         torch.ones(2, 3, device="meta"),
         nested,
