@@ -78,7 +78,7 @@ class Trainer:
         self.progress = Progress()
         self.guard = NonfiniteGuard(args.on_nonfinite, self.progress, self.scaler, ranks)
         parts = self.progress, self.model, self.optimizer, self.scaler
-        self.checkpointer = Checkpointer(experiment, ranks, args.save_every, *parts)
+        self.checkpointer = Checkpointer(experiment, ranks, args.save_every, args.keep, *parts)
 
     def run(self, stop: StopRequest) -> None:
         """Train from the last saved state to the end, or until a signal comes.

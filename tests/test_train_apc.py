@@ -159,6 +159,19 @@ def test_a_crash_costs_the_steps_since_the_last_save_and_nothing_else(workplace,
     assert len(list((workplace / "logs/cut.dir").glob("*.state"))) == 2
 
 
+def test_of_many_epochs_the_last_and_the_best_are_kept(workplace, monkeypatch):
+    train(monkeypatch, "--epochs", 11)
+    names = weights(workplace / "logs/foo.dir")
+    assert len(names) == 13  # as released: every epoch's, and the best
+    Path("logs/foo.dir/foo__epoch_notes.model").touch()  # somebody else's
+    train(monkeypatch, "--epochs", 12, "--resume", "--keep", 2)
+    kept = weights(workplace / "logs/foo.dir")
+    assert sorted(kept) == ["best.model", "epoch_11.model", "epoch_12.model", "epoch_notes.model"]
+    assert kept["epoch_11.model"] == names["epoch_11.model"]
+    with pytest.raises(SystemExit):
+        parse_arguments(["--keep", "0"])
+
+
 def test_a_damaged_last_state_falls_back_to_the_one_before(workplace, monkeypatch):
     train(monkeypatch, "--experiment_name", "whole")
     train(monkeypatch, "--experiment_name", "cut", "--max_steps", 10, "--save_every", 3)

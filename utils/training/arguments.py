@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 MODEL_OPTIONS = ("feature_dim", "prenet_num_layers", "rnn_type", "rnn_num_layers", "rnn_hidden_size", "rnn_residual")
 # What may differ on resuming: how long and where training runs, which changes no result beyond float precision
-MAY_CHANGE = frozenset(("epochs", "max_steps", "patience", "save_every", "on_nonfinite", "resume", "overwrite"))
-MAY_CHANGE |= {"device", "num_processes", "grad_accumulation", "load_data_workers", "torch"}
+MAY_CHANGE = frozenset(("epochs", "max_steps", "patience", "save_every", "keep", "on_nonfinite", "resume"))
+MAY_CHANGE |= {"overwrite", "device", "num_processes", "grad_accumulation", "load_data_workers", "torch"}
 MAY_CHANGE |= {"librispeech_path", "store_path"}
 MAY_CHANGE |= {"any_frames", FRAMES_KEY}  # which follow from the data, or were not recorded
 MAY_DIFFER = frozenset(("librispeech_path", "store_path", "load_data_workers", "torch"))  # between processes
@@ -49,6 +49,11 @@ class SaveInterval:
     def is_due(self, steps: int, seconds: float) -> bool:
         """Whether to save after this many steps and seconds since the last save."""
         return steps >= self.steps if self.seconds is None else seconds >= self.seconds
+
+
+def models_kept(text: str) -> int | None:
+    """How many epochs' weights are kept, the last ones; None for 'all'."""
+    return None if text == "all" else positive(text)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -163,6 +168,8 @@ def _add_experiment_options(group: argparse._ArgumentGroup) -> None:
     add("--store_path", default="./logs", help="The directory of experiments.")
     text = "Save the state needed to resume after this many steps (500) or minutes (10m), besides every epoch."
     add("--save_every", type=SaveInterval, default="10m", metavar="INTERVAL", help=text)
+    text = "Keep the weights of the last N epochs, and of the best; 'all' keeps those of every epoch."
+    add("--keep", type=models_kept, default="all", metavar="N", help=text)
     start = group.add_mutually_exclusive_group()
     text = "Continue the experiment of that name where it was last saved, or start it."
     start.add_argument("--resume", action="store_true", help=text)

@@ -1,7 +1,7 @@
 """Where a training run is, and all that it needs to continue as if it had never stopped.
 
-<name>__epoch_N.model   the weights after epoch N: a bare state dict with the released names (and in its metadata
-                        the model's configuration, which loading passes over)
+<name>__epoch_N.model   the weights after epoch N, of every epoch or the last few: a bare state dict with the released
+                        names (and in its metadata the model's configuration, which loading passes over)
 <name>__best.model      those of the epoch with the lowest validation loss
 <name>__step_N.state    the last two saved states
 
@@ -110,20 +110,24 @@ class Progress:
 
 
 class Checkpointer:
-    """Saves a training run every so often, and restores it. Every process calls it; the first one writes."""
+    """Saves a training run every so often, and restores it. Every process calls it; the first one writes.
+
+    `keep` is how many epochs' weights remain, the last ones (None: all), besides the best.
+    """
 
     def __init__(
         self,
         experiment: Experiment,
         ranks: Ranks,
         interval: SaveInterval,
+        keep: int | None,
         progress: Progress,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
     ) -> None:
-        self.experiment, self.ranks, self.interval, self.progress = experiment, ranks, interval, progress
-        self.model, self.optimizer = model, optimizer
+        self.experiment, self.ranks, self.interval, self.keep = experiment, ranks, interval, keep
+        self.progress, self.model, self.optimizer = progress, model, optimizer
         self.parts = {"progress": progress, "model": model, "optimizer": optimizer, "scaler": scaler}
         self.parts["points"] = experiment.curves
         self._last_step, self._last_time = 0, time.monotonic()
@@ -152,7 +156,7 @@ class Checkpointer:
         return self.ranks.any(self.interval.is_due(steps, seconds))
 
     def save(self) -> None:
-        """Save all that resuming needs, flush the curves up to it, and keep the last two such files.
+        """Save all that resuming needs, flush the curves up to it, and remove files that are too old to keep.
 
         Raises:
             InputError: the weights are NaN or infinite; the last save stays the last.
@@ -162,8 +166,10 @@ class Checkpointer:
             self.experiment.curves.flush()
             path = self.experiment.path / f"{self.experiment.name}__step_{self.progress.step}.state"
             save_file(path, self.state_dict())
-            for old in _states(self.experiment)[:-STATES_KEPT]:
-                old.unlink(missing_ok=True)
+            old = _numbered(self.experiment, "step", "state")[:-STATES_KEPT]
+            old += _numbered(self.experiment, "epoch", "model")[: -self.keep] if self.keep else []
+            for file in old:
+                file.unlink(missing_ok=True)
         self._last_step, self._last_time = self.progress.step, time.monotonic()
 
     def save_if_finite(self) -> None:
@@ -211,7 +217,7 @@ def save_file(path: Path, content: dict[str, Any]) -> None:
 
 def load_last_state(experiment: Experiment) -> dict[str, Any] | None:
     """The last saved state, or the one before where the last is damaged; None where there is none."""
-    states = _states(experiment)
+    states = _numbered(experiment, "step", "state")
     for path in reversed(states):
         try:
             state = load_untrusted(path, MAX_STATE_BYTES)
@@ -224,9 +230,9 @@ def load_last_state(experiment: Experiment) -> dict[str, Any] | None:
     return None
 
 
-def _states(experiment: Experiment) -> list[Path]:
-    """Saved states, oldest first; none on the processes that write nothing."""
-    numbered = re.compile(re.escape(experiment.name) + r"__step_(\d+)\.state")
+def _numbered(experiment: Experiment, tag: str, suffix: str) -> list[Path]:
+    """The files <name>__<tag>_N.<suffix>, oldest first; none on the processes that write nothing."""
+    numbered = re.compile(rf"{re.escape(experiment.name)}__{tag}_(\d+)\.{suffix}")
     files = experiment.path.iterdir() if experiment.name else ()
     found = [(int(match[1]), path) for path in files if (match := numbered.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
