@@ -7,7 +7,7 @@ The suffix of --save is the format:
 
     .onnx         ONNX, for onnxruntime and others: inputs `frames` float32 (batch, seq_len, mel_dim) and `lengths`
                   int64 (batch,), any batch and length; output `feats` float32 (num_layers, batch, seq_len, hidden_size)
-    .torchscript  the same function as TorchScript, for LibTorch: torch.jit.load(file)(frames, lengths)
+    .torchscript  the same function as TorchScript, frozen, for LibTorch: torch.jit.load(file)(frames, lengths)
     .safetensors  the weights, with the configuration as metadata, for load_pretrained and others
 """
 
@@ -36,6 +36,22 @@ OPSET = 18
 EXAMPLE_BATCH, EXAMPLE_FRAMES = 2, 5  # of the inputs for tracing
 
 
+class LengthsCheck(torch.nn.Module):
+    """A check that can be exported: where lengths do not fit, an index is out of range, which runtimes refuse on a CPU.
+
+    onnxruntime's error names the operator, after the attribute that holds this module.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("zero", torch.zeros(1, dtype=torch.int64), persistent=False)
+
+    def forward(self, lengths: torch.Tensor, seq_len: int | torch.Tensor) -> torch.Tensor:
+        """The lengths, (batch,), each from 1 to seq_len."""
+        is_wrong = (lengths < 1) | (lengths > seq_len)
+        return lengths + self.zero[is_wrong.long()]
+
+
 class FeatureExtractor(torch.nn.Module):
     """The features of a padded batch, computed without packing, which other runtimes lack.
 
@@ -45,6 +61,7 @@ class FeatureExtractor(torch.nn.Module):
     def __init__(self, model: APCModel) -> None:
         super().__init__()
         self.model = model
+        self.lengths_must_be_from_1_to_seq_len = LengthsCheck()
 
     def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Features of every layer (with a prenet, its output first), zero on padding.
@@ -56,6 +73,7 @@ class FeatureExtractor(torch.nn.Module):
         Returns:
             (num_layers, batch, seq_len, hidden_size)
         """
+        lengths = self.lengths_must_be_from_1_to_seq_len(lengths, frames.size(1))
         feats = self.model.padded_feats(frames)
         is_true = torch.arange(frames.size(1), device=frames.device) < lengths.unsqueeze(1)  # (batch, seq_len)
         return torch.where(is_true[None, :, :, None], feats, torch.zeros_like(feats))
@@ -94,13 +112,12 @@ def to_onnx(model: APCModel) -> bytes:
 
 
 def to_torchscript(model: APCModel) -> bytes:
-    """The feature extractor as TorchScript, with the configuration as an extra file."""
+    """The feature extractor as frozen TorchScript, with the configuration as an extra file."""
     stream = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # to use torch.export, see above
-        torch.jit.save(
-            torch.jit.trace(FeatureExtractor(model).eval(), _example(model)), stream, {CONFIG_KEY: _config_json(model)}
-        )
+        traced = torch.jit.trace(FeatureExtractor(model).eval(), _example(model))
+        torch.jit.save(torch.jit.freeze(traced), stream, {CONFIG_KEY: _config_json(model)})
     return stream.getvalue()
 
 

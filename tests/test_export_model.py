@@ -67,6 +67,16 @@ def test_torchscript_gives_the_features_of_real_speech_for_any_batch_and_length(
         torch.testing.assert_close(script(frames, lengths), expected_feats(model, frames, lengths))
 
 
+@pytest.mark.parametrize("wrong", [0, -1, 6])
+def test_lengths_that_are_not_of_the_batch_are_refused(wrong):
+    model, frames, lengths = make_model(), torch.zeros(2, 5, 80), torch.tensor([5, wrong])
+    session = onnxruntime.InferenceSession(export_model.to_onnx(model))
+    with pytest.raises(Exception, match="lengths_must_be_from_1_to_seq_len"):
+        session.run(None, {"frames": frames.numpy(), "lengths": lengths.numpy()})
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        torch.jit.load(io.BytesIO(export_model.to_torchscript(model)))(frames, lengths)
+
+
 @pytest.mark.parametrize("changes", [{}, {"residual": False}, {"first_residual_layer": 1}, {"rnn_type": "lstm"}])
 def test_safetensors_hold_the_model_whole(changes, batch, tmp_path):
     model = make_model(hidden=80, **changes)  # where layer 0 could have a residual too
