@@ -1,5 +1,7 @@
 """Facts about classifiers: what can be learned they learn, what cannot they do not. And about counting errors."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -78,7 +80,11 @@ def test_context_stacks_neighbours_and_repeats_an_utterances_ends():
 
 def test_a_segment_is_given_the_phone_of_the_highest_mean_log_posterior():
     posteriors = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]]).log().numpy()
-    scores = score_phones(posteriors, phones=np.array([0, 0, 0, 1, 1]), segments=np.array([3, 3, 3, 7, 7]))
+    frames = posteriors, np.array([0, 0, 0, 1, 1]), np.array([3, 3, 3, 7, 7])
+    scores = score_phones([frames])
+    for borders in ([0, 2, 5], [0, 3, 5], [0, 1, 2, 3, 4, 5]):
+        batches = [[part[a:b] for part in frames] for a, b in pairwise(borders)]
+        assert [np.array_equal(*pair) for pair in zip(score_phones(batches), scores, strict=True)] == [True] * 3
     assert scores.frame_error == pytest.approx(3 / 5)  # two frames of the first segment, the last of the second
     assert scores.segment_error == pytest.approx(1 / 2)  # 0.7 * 0.2 < 0.3 * 0.8: the second is taken for phone 0
     assert scores.confusion.tolist() == [[1, 2], [1, 1]]

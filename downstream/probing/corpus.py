@@ -5,13 +5,14 @@ DIR/phones.ctm                   phone alignments, or the file that --labels nam
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from apc_model import APCModel
-from downstream.probing.features import FeatureSets, Utterances, log_mel_features, model_features, read_utterances
+from downstream.probing.features import FeatureSets, Utterances, model_features, read_utterances
 from downstream.probing.labels import PhoneLabels, read_labels
 from downstream.probing.splits import SETS, TRAIN, Splits, find_splits
 from load_pretrained_model import load_pretrained
@@ -29,7 +30,7 @@ from utils.system.memory import reuse_freed_memory
 
 
 class Corpus(NamedTuple):
-    """A corpus in memory."""
+    """A corpus that has been prepared."""
 
     prepared: Path  # holds the prepared directories train, dev and test
     sets: dict[str, Utterances]  # 'train', 'dev' and 'test'
@@ -42,12 +43,15 @@ class Corpus(NamedTuple):
 
     def log_mel(self, context: tuple[int, int] = (0, 0)) -> FeatureSets:
         """Log Mel, with this many frames before and after each."""
-        return {name: log_mel_features(utterances, context) for name, utterances in self.sets.items()}
+        return {name: utterances.log_mel.with_context(*context) for name, utterances in self.sets.items()}
 
-    def hidden_states(self, model: APCModel, device: torch.device) -> list[FeatureSets]:
-        """The features of each layer of a model."""
-        by_set = [model_features(model, utterances, device) for utterances in self.sets.values()]
-        return [dict(zip(self.sets, of_layer, strict=True)) for of_layer in zip(*by_set, strict=True)]
+    def hidden_states(self, model: APCModel, device: torch.device, layers: Sequence[int]) -> dict[int, FeatureSets]:
+        """The features of layers of a model."""
+        by_set = {
+            name: model_features(model, utterances, device, layers, self.prepared)
+            for name, utterances in self.sets.items()
+        }
+        return {layer: {name: by_layer[layer] for name, by_layer in by_set.items()} for layer in layers}
 
 
 def load_corpus(args: argparse.Namespace) -> Corpus:
@@ -91,5 +95,5 @@ def chosen_features(
     if args.layer == MEAN_OF_LAYERS:
         raise InputError(f"--layer {MEAN_OF_LAYERS}: probes read one layer; give a number, or {ALL_LAYERS} for each")
     layers = pick_layers(args.layer, model.num_feats)
-    by_layer = corpus.hidden_states(model, device)
-    return {f"layer {layer}": by_layer[layer] for layer in layers}
+    by_layer = corpus.hidden_states(model, device, layers)
+    return {f"layer {layer}": features for layer, features in by_layer.items()}

@@ -1,9 +1,12 @@
 """Features to probe: log Mel, log Mel with its neighbours, and the hidden states of each layer of an APC model.
 
+They lie in files, and are read as they are needed: a corpus may be larger than memory.
+
 An APC's hidden state at t depends on the frames up to t only; neighbours on both sides include later frames.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,17 +15,84 @@ import torch
 
 from apc_model import APCModel
 from datasets import LibriSpeech
+from downstream.probing.frame_file import FrameFile
 from downstream.probing.labels import NO_PHONE, PhoneLabels
 from utils.system.errors import InputError
 
 BATCH_FRAMES = 16384  # padded frames in a batch
 
 
+class Features(Sequence[torch.Tensor]):
+    """One kind of features of a set: for each utterance, in order, float32 (frames, size).
+
+    Args:
+        file: the frames of the utterances, one after another.
+        lengths: int64 (utterances,), the frames of each utterance.
+        context: how many frames before and after each are stacked with it. The first and the last frame of an
+            utterance are repeated at its ends.
+    """
+
+    def __init__(self, file: FrameFile, lengths: np.ndarray, context: tuple[int, int] = (0, 0)) -> None:
+        self.file, self.lengths, self.context = file, lengths, context
+        self.ends = np.cumsum(lengths)  # of each utterance, in frames of the set
+        self.starts = self.ends - lengths
+
+    def with_context(self, before: int, after: int) -> "Features":
+        """The same frames with so many before and after each."""
+        return Features(self.file, self.lengths, (before, after))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """The features of an utterance: (frames, size)."""
+        frames = self.file.read(int(self.starts[index]), int(self.lengths[index]))
+        return stack_context(frames, *self.context) if any(self.context) else frames
+
+    @cached_property
+    def pooled(self) -> torch.Tensor:
+        """The mean over each utterance's frames: float32 (utterances, size)."""
+        return torch.stack([frames.mean(0) for frames in self])
+
+
+class LabelledFrames:
+    """The features of some frames of a set, as a matrix, float32 (rows, size), whose rows are read when asked for.
+
+    Args:
+        features: those of all frames.
+        frames: int64 (rows,), the numbers of the frames in the set.
+    """
+
+    def __init__(self, features: Features, frames: np.ndarray) -> None:
+        self._frames, self._starts, self._ends = frames, features.starts, features.ends
+        self._before, after = features.context
+        self._width = self._before + 1 + after
+        self._windows = features.file.windows(int(self._ends[-1]), self._width)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        """Some rows: (rows, size)."""
+        frames = self._frames[rows if isinstance(rows, slice) else rows.numpy()]
+        first = np.maximum(frames - self._before, 0)
+        taken = self._windows[first]  # (rows, width * size)
+        if self._width > 1:
+            utterances = np.searchsorted(self._ends, frames, side="right")
+            starts, ends = self._starts[utterances, None], self._ends[utterances, None]
+            index = np.clip(frames[:, None] + np.arange(-self._before, self._width - self._before), starts, ends - 1)
+            index -= first[:, None]  # (rows, width), in the window
+            at_an_end = (index != np.arange(self._width)).any(1)
+            windows = taken[at_an_end].reshape(-1, self._width, taken.shape[1] // self._width)
+            taken[at_an_end] = np.take_along_axis(windows, index[at_an_end, :, None], 1).reshape(-1, taken.shape[1])
+        return torch.from_numpy(taken)
+
+
 class Utterances(NamedTuple):
-    """The utterances of a set, in memory."""
+    """The utterances of a set."""
 
     ids: list[str]
-    log_mel: list[torch.Tensor]  # each float32 (frames, mel_dim)
+    log_mel: Features
     phones: list[torch.Tensor]  # each int64 (frames,), NO_PHONE where a frame has none
     segments: np.ndarray  # int64 (labelled frames,), the index of each frame's segment (spoken phone) in the set
 
@@ -32,16 +102,9 @@ class Utterances(NamedTuple):
         phones = torch.cat(self.phones)
         return phones[phones != NO_PHONE]
 
-    def labelled(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Features of each utterance, (frames, size), as one matrix of the frames that have a phone."""
-        return torch.cat([x[phones != NO_PHONE] for x, phones in zip(features, self.phones, strict=True)])
-
-
-class Features(NamedTuple):
-    """One kind of features of a set, in the order of its utterances."""
-
-    frames: torch.Tensor  # float32 (labelled frames, size)
-    pooled: torch.Tensor  # float32 (utterances, size), the mean over each utterance's frames
+    def labelled(self, features: Features) -> LabelledFrames:
+        """The features of the frames that have a phone, in the order of `labels`."""
+        return LabelledFrames(features, np.flatnonzero(torch.cat(self.phones).numpy() != NO_PHONE))
 
 
 FeatureSets = dict[str, Features]  # by set: 'train', 'dev' and 'test'
@@ -51,10 +114,11 @@ def read_utterances(prepared: Path, labels: PhoneLabels) -> Utterances:
     """Read a prepared directory, and label its frames. Raises InputError where no frame of the set has a phone."""
     dataset = LibriSpeech(prepared)
     ids = [dataset.utterance(index) for index in range(len(dataset))]
-    log_mel, phones, segments, first = [], [], [], 0
+    file, phones, segments, row, first = FrameFile(prepared.parent, dataset.mel_dim), [], [], 0, 0
     for index, utterance in enumerate(ids):
         x, length = dataset[index]
-        log_mel.append(x[:length].clone())
+        file.write(row, x[:length])
+        row += length
         of_frames = labels.of(utterance, length)
         phones.append(torch.from_numpy(of_frames.phones))
         spoken = of_frames.segments[of_frames.phones != NO_PHONE]
@@ -62,7 +126,7 @@ def read_utterances(prepared: Path, labels: PhoneLabels) -> Utterances:
         first += int(spoken.max(initial=0)) + 1
     if not sum(map(len, segments)):
         raise InputError(f"{labels.source} has no label for the {len(ids)} utterances of {prepared}, such as {ids[0]}")
-    return Utterances(ids, log_mel, phones, np.concatenate(segments))
+    return Utterances(ids, Features(file, np.array(dataset.lengths)), phones, np.concatenate(segments))
 
 
 def stack_context(frames: torch.Tensor, left: int, right: int) -> torch.Tensor:
@@ -75,39 +139,28 @@ def stack_context(frames: torch.Tensor, left: int, right: int) -> torch.Tensor:
     return frames[index].flatten(1)
 
 
-def log_mel_features(utterances: Utterances, context: tuple[int, int] = (0, 0)) -> Features:
-    """Log Mel, with this many frames before and after each."""
-    stacked = [stack_context(x, *context) if any(context) else x for x in utterances.log_mel]
-    return Features(utterances.labelled(stacked), torch.stack([x.mean(0) for x in stacked]))
-
-
 @torch.no_grad()
-def model_features(model: APCModel, utterances: Utterances, device: torch.device) -> list[Features]:
-    """The hidden states of each layer of a model (with a prenet, its output first), computed on a device."""
+def model_features(
+    model: APCModel, utterances: Utterances, device: torch.device, layers: Sequence[int], directory: Path
+) -> dict[int, Features]:
+    """The hidden states of layers of a model (with a prenet, its output is layer 0), in a file in a directory."""
     model = model.to(device).eval()
-    has_phone = [phones != NO_PHONE for phones in utterances.phones]
-    counts = [int(mask.sum()) for mask in has_phone]
-    starts = np.concatenate([[0], np.cumsum(counts)])  # of each utterance in the matrix of labelled frames
-    num_layers, size = model.num_feats, model.rnn_config.hidden_size
-    frames = torch.empty(num_layers, int(starts[-1]), size)
-    pooled = torch.empty(num_layers, len(counts), size)
-    for indices in _by_length(utterances):
+    lengths, starts = utterances.log_mel.lengths, utterances.log_mel.starts
+    files = {layer: FrameFile(directory, model.rnn_config.hidden_size) for layer in layers}
+    for indices in _by_length(lengths):
         inputs = torch.nn.utils.rnn.pad_sequence([utterances.log_mel[i] for i in indices], batch_first=True)
-        lengths = torch.tensor([len(utterances.log_mel[i]) for i in indices])
-        feats = model.forward(inputs.to(device), lengths)[1].cpu()  # (num_layers, batch, longest, size)
-        for row, i in enumerate(indices):
-            of_utterance = feats[:, row, : lengths[row]]  # (num_layers, frames, size)
-            frames[:, starts[i] : starts[i + 1]] = of_utterance[:, has_phone[i]]
-            pooled[:, i] = of_utterance.mean(1)
-    return [Features(frames[layer], pooled[layer]) for layer in range(num_layers)]
+        feats = model.forward(inputs.to(device), torch.from_numpy(lengths[indices]))[1].cpu()
+        for layer, file in files.items():  # feats is (num_layers, batch, longest, size)
+            for of_utterance, i in zip(feats[layer], indices, strict=True):
+                file.write(int(starts[i]), of_utterance[: lengths[i]])
+    return {layer: Features(file, lengths) for layer, file in files.items()}
 
 
-def _by_length(utterances: Utterances) -> Iterator[list[int]]:
+def _by_length(lengths: np.ndarray) -> Iterator[list[int]]:
     """Indices of utterances of similar length, in batches of up to BATCH_FRAMES padded frames or of one utterance."""
-    order = sorted(range(len(utterances.ids)), key=lambda i: len(utterances.log_mel[i]))
     batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * len(utterances.log_mel[i]) > BATCH_FRAMES:
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[i] > BATCH_FRAMES:
             yield batch
             batch = []
         batch.append(i)

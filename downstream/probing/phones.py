@@ -20,12 +20,14 @@ def classify_phones(
         dev_error, frame_error and segment_error (fractions), the best epoch, and the confusion matrix: JSON types.
     """
     train, dev, test = (
-        Labelled(features[name].frames.to(device), corpus.sets[name].labels.to(device)) for name in (TRAIN, DEV, TEST)
+        Labelled(corpus.sets[name].labelled(features[name]), corpus.sets[name].labels) for name in (TRAIN, DEV, TEST)
     )
     num_phones = len(corpus.labels.phones)
-    probe, dev_error, epoch = train_probe(train, dev, num_phones, classifier, seed, options)
-    log_posteriors = probe.log_posteriors(test.features)  # (frames, phones)
-    scores = score_phones(log_posteriors.numpy(), test.classes.cpu().numpy(), corpus.sets[TEST].segments)
+    probe, dev_error, epoch = train_probe(train, dev, num_phones, classifier, seed, options, device)
+    segments = corpus.sets[TEST].segments
+    scores = score_phones(
+        (probe.log_posteriors(x).numpy(), phones.numpy(), segments[rows]) for rows, x, phones in test.in_order()
+    )
     return {
         "dev_error": dev_error,
         "frame_error": scores.frame_error,

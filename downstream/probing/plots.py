@@ -105,8 +105,8 @@ def plot_confusion(study: Study, plan: Plan, best: Best, directory: Path) -> Non
 def plot_prediction(study: Study, model: APCModel, directory: Path) -> None:
     """Plot log Mel of the test utterance of median length, and its prediction."""
     utterances = study.corpus.sets[TEST]
-    order = sorted(range(len(utterances.ids)), key=lambda i: len(utterances.log_mel[i]))
-    chosen = order[len(order) // 2]
+    order = np.argsort(utterances.log_mel.lengths, kind="stable")
+    chosen = int(order[len(order) // 2])
     log_mel = utterances.log_mel[chosen]  # (frames, mel_dim)
     device = model.postnet.layer.bias.device
     with torch.no_grad():

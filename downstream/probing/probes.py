@@ -5,9 +5,11 @@ error on dev, and training stops after a few of them. One seed determines the in
 """
 
 import copy
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -29,11 +31,25 @@ class ProbeOptions(NamedTuple):
     patience: int = 3  # epochs without a lower error on dev after which training stops
 
 
-class Labelled(NamedTuple):
-    """Rows of features and their classes: float32 (rows, size) and int64 (rows,), on one device."""
+class Rows(Protocol):
+    """A matrix, float32 (rows, size), whose rows are read when asked for: a tensor, or features in a file."""
 
-    features: torch.Tensor
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor: ...
+
+
+class Labelled(NamedTuple):
+    """Rows of features and their classes, int64 (rows,)."""
+
+    features: Rows
     classes: torch.Tensor
+
+    def in_order(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Batches from the first row to the last: their row numbers, features and classes."""
+        for start in range(0, len(self.classes), EVAL_ROWS):
+            rows = slice(start, start + EVAL_ROWS)
+            yield rows, self.features[rows], self.classes[rows]
 
 
 class Probe(nn.Module):
@@ -50,44 +66,53 @@ class Probe(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(rows, size) -> logits (rows, num_classes)."""
-        return self.layers((features - self.mean) * self.scale)
+        """(rows, size) on any device -> logits (rows, num_classes) on that of the probe."""
+        return self.layers((features.to(self.mean.device) - self.mean) * self.scale)
 
     @torch.no_grad()
     def log_posteriors(self, features: torch.Tensor) -> torch.Tensor:
         """(rows, size) -> (rows, num_classes), on the CPU."""
-        return torch.cat([F.log_softmax(self(rows), 1).cpu() for rows in features.split(EVAL_ROWS)])
+        return F.log_softmax(self(features), 1).cpu()
 
     @torch.no_grad()
     def error(self, data: Labelled) -> float:
         """The fraction of rows that are classified wrongly."""
-        pairs = zip(data.features.split(EVAL_ROWS), data.classes.split(EVAL_ROWS), strict=True)
-        wrong = sum(int((self(rows).argmax(1) != classes).sum()) for rows, classes in pairs)
+        wrong = sum(int((self(features).argmax(1).cpu() != classes).sum()) for _, features, classes in data.in_order())
         return wrong / len(data.classes)
 
 
 def make_probe(train: Labelled, num_classes: int, classifier: str, seed: int, hidden_size: int) -> Probe:
     """An untrained probe, which standardises by the mean and standard deviation of the training set."""
-    std, mean = torch.std_mean(train.features, dim=0, correction=0)
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
+    for _, features, _ in train.in_order():
+        scaler.partial_fit(features.numpy())
+    mean, std = (torch.from_numpy(moment).float() for moment in (scaler.mean_, np.sqrt(scaler.var_)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probe = Probe(mean.cpu(), std.cpu(), num_classes, HIDDEN_LAYERS[classifier], hidden_size)
-    return probe.to(train.features.device)
+        return Probe(mean, std, num_classes, HIDDEN_LAYERS[classifier], hidden_size)
 
 
 def train_probe(
-    train: Labelled, dev: Labelled, num_classes: int, classifier: str, seed: int, options: ProbeOptions
+    train: Labelled,
+    dev: Labelled,
+    num_classes: int,
+    classifier: str,
+    seed: int,
+    options: ProbeOptions,
+    device: torch.device | str = "cpu",
 ) -> tuple[Probe, float, int]:
     """Train with early stopping on dev; return the probe of the best epoch, its error on dev, and that epoch."""
-    probe = make_probe(train, num_classes, classifier, seed, options.hidden_size)
+    probe = make_probe(train, num_classes, classifier, seed, options.hidden_size).to(device)
     optimizer = torch.optim.Adam(probe.parameters(), lr=options.learning_rate, fused=True)
     random = torch.Generator().manual_seed(seed)
     batch_size = min(options.batch_size, max(1, len(train.classes) // MIN_STEPS))
     best_error, best_epoch, best_weights = float("inf"), 0, probe.state_dict()
     for epoch in range(1, options.max_epochs + 1):
-        order = torch.randperm(len(train.classes), generator=random).to(train.classes.device)
+        order = torch.randperm(len(train.classes), generator=random)
         for rows in order.split(batch_size):
-            loss = F.cross_entropy(probe(train.features[rows]), train.classes[rows])
+            loss = F.cross_entropy(probe(train.features[rows]), train.classes[rows].to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

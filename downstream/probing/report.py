@@ -74,7 +74,7 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
     corpus = study.corpus
     sizes = []
     for name in SETS:
-        minutes = 60 * frames_to_hours(sum(map(len, corpus.sets[name].log_mel)))
+        minutes = 60 * frames_to_hours(int(corpus.sets[name].log_mel.lengths.sum()))
         speakers = len(set(corpus.speakers_of(name)))
         sizes.append(f"{name} {len(corpus.sets[name].ids)} utterances, {minutes:.1f} minutes, {speakers} speakers")
     phones = np.bincount(corpus.sets[TEST].labels.numpy(), minlength=len(corpus.labels.phones))

@@ -1,7 +1,8 @@
 """Errors of classifiers and of verification."""
 
 import statistics
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,22 +15,37 @@ class PhoneScores(NamedTuple):
     confusion: np.ndarray  # int64 (phones, phones), frames by true phone (row) and predicted phone (column)
 
 
-def score_phones(log_posteriors: np.ndarray, phones: np.ndarray, segments: np.ndarray) -> PhoneScores:
-    """Score a classifier.
+def score_phones(batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> PhoneScores:
+    """Score a classifier, given batches of frames in order.
 
     Args:
-        log_posteriors: float (frames, phones).
-        phones: int64 (frames,), the true phones.
-        segments: int64 (frames,), the index of each frame's segment; the frames of a segment have the same phone.
+        batches: the log posteriors, float (frames, phones); the true phones, int64 (frames,); and the index of each
+            frame's segment, int64 (frames,), which never falls. The frames of a segment have the same phone.
     """
     from sklearn.metrics import confusion_matrix
 
-    predicted = log_posteriors.argmax(1)
-    confusion = confusion_matrix(phones, predicted, labels=np.arange(log_posteriors.shape[1]))
-    _, first, number = np.unique(segments, return_index=True, return_inverse=True)
-    sums = np.stack([np.bincount(number, weights=column) for column in log_posteriors.T], axis=1)  # (segments, phones)
-    segment_error = np.mean(sums.argmax(1) != phones[first])
-    return PhoneScores(float(np.mean(predicted != phones)), float(segment_error), confusion)
+    confusion: Any = 0
+    num_segments = num_wrong = 0
+    for log_posteriors, phones, segments in _whole_segments(batches):
+        confusion += confusion_matrix(phones, log_posteriors.argmax(1), labels=np.arange(log_posteriors.shape[1]))
+        _, first, number = np.unique(segments, return_index=True, return_inverse=True)
+        sums = np.stack([np.bincount(number, weights=column) for column in log_posteriors.T], axis=1)
+        num_wrong += int(np.sum(sums.argmax(1) != phones[first]))  # sums: (segments, phones)
+        num_segments += len(first)
+    num_frames = int(confusion.sum())
+    return PhoneScores((num_frames - int(np.trace(confusion))) / num_frames, num_wrong / num_segments, confusion)
+
+
+def _whole_segments(batches: Iterable[Sequence[np.ndarray]]) -> Iterator[Sequence[np.ndarray]]:
+    """The same frames in batches none of which ends inside a segment."""
+    last: Sequence[np.ndarray] = ()
+    for batch in batches:
+        batch = [np.concatenate(parts) for parts in zip(last, batch, strict=True)] if last else batch
+        start = int(np.searchsorted(batch[-1], batch[-1][-1]))  # of the last segment, which may continue
+        if start:
+            yield [part[:start] for part in batch]
+        last = [part[start:] for part in batch]
+    yield last
 
 
 def error_by_phone(confusion: np.ndarray) -> np.ndarray:

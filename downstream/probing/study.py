@@ -7,7 +7,7 @@ A system is a kind of features: 'log_mel', 'random_seed0', 'ts3_epoch20', ... Lo
 stands for the random networks of all seeds, each probed with the seed of its weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from downstream.probing.splits import DEV, TEST, TRAIN
 from utils.system.errors import InputError
 from utils.system.files import read_json, remove_leftovers, write_json
 
-Layers = list[FeatureSets]
+Layers = Mapping[int, FeatureSets]
+MakeFeatures = Callable[[Sequence[int]], Layers]
 LINEAR = "linear"
 RANDOM = "random"
 
@@ -45,19 +46,19 @@ class Study:
         remove_leftovers(directory)
         self.no_speakers = self._why_no_speakers()
 
-    def log_mel(self, context: tuple[int, int] = (0, 0)) -> Callable[[], Layers]:
+    def log_mel(self, context: tuple[int, int] = (0, 0)) -> MakeFeatures:
         """A function that makes the features of log Mel with its neighbours."""
-        return lambda: [self.corpus.log_mel(context)]
+        return lambda layers: {0: self.corpus.log_mel(context)}
 
-    def hidden_states(self, make_model: Callable[[], APCModel]) -> Callable[[], Layers]:
-        """A function that makes the features of each layer of a model."""
-        return lambda: self.corpus.hidden_states(make_model(), self.device)
+    def hidden_states(self, make_model: Callable[[], APCModel]) -> MakeFeatures:
+        """A function that makes the features of layers of a model."""
+        return lambda layers: self.corpus.hidden_states(make_model(), self.device, layers)
 
     def classify(
         self,
         system: str,
         layers: Sequence[int],
-        make_features: Callable[[], Layers],
+        make_features: MakeFeatures,
         classifier: str = LINEAR,
         seeds: Sequence[int] | None = None,
         with_speakers: bool = False,
@@ -68,11 +69,11 @@ class Study:
             for seed in self.seeds if seeds is None else seeds:
                 path = self._phones_path(system, layer, classifier, seed)
                 if not path.exists():
-                    features = features or make_features()
+                    features = features or make_features(layers)
                     settings = classifier, seed, self.probe, self.device
                     write_json(path, classify_phones(self.corpus, features[layer], *settings))
             if with_speakers and not self.no_speakers and not self._has_speakers(system, layer):
-                features = features or make_features()
+                features = features or make_features(layers)
                 write_json(self._speakers_path(system, layer), self._probe_speakers(features[layer]))
             errors = self.errors(RANDOM if system.startswith(f"{RANDOM}_seed") else system, layer, classifier)
             tqdm.write(f"{system}, layer {layer}, {classifier}: frame error {percent(errors)} %" if errors else system)
