@@ -1,6 +1,7 @@
 """Library of the scripts of downstream/: corpora, features, probes and reports.
 
-- corpus, splits, labels: `load_corpus`, `find_splits`, `read_labels`; features: log Mel and hidden states to probe.
+- corpus, splits, labels: `load_corpus`, `find_splits`, `read_labels`; features, frame_file: log Mel and hidden
+  states to probe, read from files a batch at a time.
 - phones, speakers: `classify_phones`; `identify`, `verify`, `make_trials`.
 - abx, dtw: `abx_errors`, the errors of ABX discrimination; `segment_distances`, by dynamic time warping.
 - probes, scoring: `train_probe`, `score_phones`, `equal_error_rate`.
