@@ -2,6 +2,7 @@
 
     python prepare_data.py --librispeech_from_kaldi dev-clean.blogmel --save_dir librispeech_data/preprocessed/dev-clean
     python prepare_data.py --librispeech_audio LibriSpeech/dev-clean --save_dir librispeech_data/preprocessed/dev-clean
+    python prepare_data.py --data data/train --save_dir librispeech_data/preprocessed/train
 
 If interrupted, run the same command again to continue. Sources, formats and options: docs/data.md.
 """
@@ -11,12 +12,14 @@ import os
 from pathlib import Path
 
 from utils.audio.frames import frames_to_hours
-from utils.corpus.arguments import add_source_options, choose_scaling, front_end_of
-from utils.corpus.audio_tree import AudioSource
+from utils.corpus.arguments import add_source_options, audio_options, choose_scaling
+from utils.corpus.audio_tree import find_audio
+from utils.corpus.find_source import find_source
 from utils.corpus.preparation import PrepareOptions, Summary, prepare
-from utils.corpus.sources import ArchiveSource, Source, closing_lines
+from utils.corpus.sources import ArchiveSource, PreparedSource, Source, closing_lines
+from utils.kaldi.read_archives import archive_path
 from utils.system.arguments import HelpFormatter, count, positive
-from utils.system.errors import run_script
+from utils.system.errors import InputError, run_script
 from utils.system.files import refuse_to_remove
 from utils.system.memory import reuse_freed_memory
 
@@ -27,6 +30,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
+    data = (
+        "Read any of these: a directory of audio, audio files, a Kaldi data directory, a manifest (.tsv), archives; or "
+        "- for an audio file on standard input."
+    )
+    source.add_argument("--data", nargs="+", type=Path, metavar="PATH", help=data)
     archives = "Read log-Mel frames from these archives: .blogmel, .ark (also .xz, .gz) or .scp."
     source.add_argument("--librispeech_from_kaldi", nargs="+", type=Path, metavar="FILE", help=archives)
     audio = "Compute log-Mel frames from every audio file below this directory (.flac, .wav, ...)."
@@ -42,6 +50,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if args.max_seq_len > MAX_SEQ_LEN:
         parser.error(f"--max_seq_len must be {MAX_SEQ_LEN} at most")
     return args
+
+
+def open_source(args: argparse.Namespace) -> Source:
+    """The utterances to prepare. Raises InputError where there are none, or they are prepared already."""
+    if args.librispeech_from_kaldi:
+        return ArchiveSource(args.librispeech_from_kaldi)
+    if args.librispeech_audio:
+        if not args.librispeech_audio.is_dir():
+            raise InputError(f"{args.librispeech_audio} is not a directory")
+        return find_audio([args.librispeech_audio], audio_options(args))
+    source = find_source(args.data, audio_options(args))
+    if isinstance(source, PreparedSource):
+        raise InputError(f"{source.directory} is prepared already")
+    return source
 
 
 def report(summary: Summary, source: Source, args: argparse.Namespace) -> None:
@@ -64,14 +86,12 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     reuse_freed_memory()
     if args.overwrite:
-        sources = args.librispeech_from_kaldi or [args.librispeech_audio]
-        refuse_to_remove(args.save_dir, (*sources, args.norm_from, args.utt2spk, args.spk2utt))
-    skip_errors = args.on_error == "skip"
-    if args.librispeech_audio:
-        source = AudioSource.find(args.librispeech_audio, args.channel, args.resample, skip_errors, front_end_of(args))
-    else:
-        source = ArchiveSource(args.librispeech_from_kaldi)
+        paths = args.data or args.librispeech_from_kaldi or [args.librispeech_audio]
+        read = [archive_path(path)[0] for path in paths]
+        refuse_to_remove(args.save_dir, (*read, args.norm_from, args.utt2spk, args.spk2utt))
+    source = open_source(args)
     scaling = choose_scaling(args, source)
+    skip_errors = args.on_error == "skip"
     options = PrepareOptions(args.max_seq_len, args.num_workers, skip_errors, args.overwrite, scaling)
     report(prepare(source, args.save_dir, options), source, args)
 

@@ -29,11 +29,11 @@ import torch
 from common import MEL_DIM, memory_mb, seconds_of
 
 from utils.audio.frames import SAMPLE_RATE
-from utils.corpus.audio_tree import AudioSource
+from utils.corpus.audio_tree import find_audio
 from utils.corpus.passes import in_chunks
 from utils.corpus.preparation import PrepareOptions, prepare
 from utils.corpus.scaling import Scaling
-from utils.corpus.sources import ArchiveSource
+from utils.corpus.sources import ArchiveSource, Source
 from utils.corpus.utterance import Utterance
 from utils.kaldi.write_archives import write_ark, write_blogmel
 from utils.system.memory import reuse_freed_memory
@@ -123,7 +123,7 @@ def make_variants(root: Path, args: argparse.Namespace) -> dict[str, Callable[[]
     """Each variant's work, from input to files."""
     output = root / "output"
 
-    def ours(source: ArchiveSource | AudioSource, norm: str = "none") -> None:
+    def ours(source: Source, norm: str = "none") -> None:
         prepare(source, output, PrepareOptions(MAX_SEQ_LEN, args.num_workers, scaling=Scaling(norm)))
 
     def copy() -> None:
@@ -142,7 +142,7 @@ def make_variants(root: Path, args: argparse.Namespace) -> dict[str, Callable[[]
         FLOAT_LOOP: lambda: plain_pipeline(root / "in.blogmel", None),
         ARK: lambda: ours(ArchiveSource([root / "in.ark"])),
         COPY: copy,
-        AUDIO: lambda: ours(AudioSource.find(root / "audio"), "speaker"),
+        AUDIO: lambda: ours(find_audio([root / "audio"]), "speaker"),
     }
 
 

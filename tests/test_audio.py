@@ -236,7 +236,7 @@ def test_a_channel_and_a_sample_rate_are_taken_only_when_told(tmp_path, capsys):
 def test_two_files_of_one_name_and_folders_without_audio_are_refused(corpus, tmp_path):
     shutil.copy(next(corpus.rglob("1-7-0000.flac")), corpus / "2" / "1-7-0000.flac")
     with pytest.raises(InputError, match=r"1/7/1-7-0000.flac and .*2/1-7-0000.flac are both utterance 1-7-0000"):
-        prepare_audio(corpus, tmp_path / "out")
+        prepare_audio(corpus, tmp_path / "out", "--utterance_id", "name")
     with pytest.raises(InputError, match="holds no audio"):
         prepare_audio(SAMPLE.parent.parent / "utils", tmp_path / "out")
     with pytest.raises(InputError, match="is not a directory"):

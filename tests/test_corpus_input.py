@@ -119,7 +119,7 @@ def test_all_clashes_and_bad_names_are_listed_at_once(tmp_path):
     for name in ("1/x.wav", "2/x.wav", "1/y.wav", "2/y.wav", "1/my file.wav"):
         write(tmp_path / "a" / name, 0.1)
     with pytest.raises(InputError) as refusal:
-        prepare_audio(tmp_path / "a", tmp_path / "out")
+        prepare_audio(tmp_path / "a", tmp_path / "out", "--utterance_id", "name")
     details = "\n".join(refusal.value.details)
     assert "both utterance x" in details and "both utterance y" in details and "'my file' holds a space" in details
     assert not (tmp_path / "out").exists()

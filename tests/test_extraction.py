@@ -300,7 +300,6 @@ def test_what_is_no_data_of_the_model_touches_nothing(checkpoint, from_audio, pr
         (prepared, "has frames of 6 but the model reads 80"), (tmp_path / "narrow.ark", "has frames of 40 but"),
         (tmp_path / "none", "none does not exist"), (tmp_path / "empty", "holds no audio"),
         ([from_audio, AUDIO], "give one directory"),
-        (next(AUDIO.glob("*.flac")), "give the directory that holds it"),
         (tmp_path / "empty.ark", "no utterance"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):

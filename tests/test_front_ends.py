@@ -11,7 +11,8 @@ from preparing_runs import ROOT, content, prepare_audio, run_to_death
 
 from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, find_front_end
 from utils.audio.log_mel import OnlineLogMel, log_mel
-from utils.corpus.audio_tree import AudioSource
+from utils.corpus.audio_source import AudioOptions
+from utils.corpus.audio_tree import find_audio
 from utils.corpus.normalization import MODES, Normalizer
 from utils.corpus.prepared import load_lengths, load_tensor
 from utils.system.errors import InputError
@@ -121,7 +122,7 @@ def test_frames_are_bit_for_bit_those_of_the_whole_however_the_waveform_is_cut(n
 
 
 def test_an_utterance_is_dithered_alike_whole_and_in_blocks_and_in_any_order(corpus):
-    files = AudioSource.find(corpus, front_end=RELEASED).files
+    files = find_audio([corpus], AudioOptions(front_end=RELEASED)).files
     whole = [file.load() for file in files]
     assert all(np.array_equal(np.concatenate(list(file.blocks())), x) for file, x in zip(files, whole, strict=True))
     assert all(np.array_equal(file.load(), x) for file, x in reversed(list(zip(files, whole, strict=True))))

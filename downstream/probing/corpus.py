@@ -1,6 +1,7 @@
 """A corpus ready for probes: its prepared sets, the phone of every frame, the speaker of every utterance.
 
-DIR/audio/{train,dev,test}/...   audio files (splits.py says what holds where there is no test)
+DIR/audio/{train,dev,test}/...   audio files (splits.py says what holds where there is no test), or where there is no
+DIR/{train,dev,test}             DIR/audio, Kaldi data directories, or manifests: train.tsv, dev.tsv, test.tsv
 DIR/phones.ctm                   phone alignments, or the file that --labels names
 """
 
@@ -17,6 +18,7 @@ from downstream.probing.labels import PhoneLabels, read_labels
 from downstream.probing.splits import SETS, TRAIN, Splits, find_splits
 from load_pretrained_model import load_pretrained
 from utils.corpus.arguments import front_end_of
+from utils.corpus.audio_source import AudioOptions
 from utils.corpus.normalization import scope
 from utils.corpus.output_directory import SKIPPED_FILE
 from utils.corpus.preparation import PrepareOptions, prepare
@@ -62,7 +64,9 @@ def load_corpus(args: argparse.Namespace) -> Corpus:
         Stopped: a signal came; the same call continues.
     """
     reuse_freed_memory()
-    splits = find_splits(args.data / "audio", args.held_out_speakers, args.on_error == "skip", front_end_of(args))
+    audio = args.data / "audio" if (args.data / "audio").is_dir() else args.data
+    options = AudioOptions(skip_errors=args.on_error == "skip", front_end=front_end_of(args))
+    splits = find_splits(audio, args.held_out_speakers, options)
     labels = read_labels(args.labels or args.data / "phones.ctm", args.label_shift or 0.0)
     prepared = args.save_dir / "prepared"
     for name in SETS:

@@ -1,11 +1,14 @@
 """The sets that train, choose and test a probe. An utterance is in one set only, and so are all of its phones."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd
-from utils.corpus.audio_tree import AudioSource, AudioUtterance
-from utils.corpus.speakers import BY_FOLDER, BY_ID, LIBRISPEECH_ID, Speakers
+from utils.corpus.audio_source import DEFAULT_OPTIONS, AudioOptions, AudioSource, AudioUtterance
+from utils.corpus.find_source import find_source
+from utils.corpus.manifest import MANIFEST_SUFFIX
+from utils.corpus.speakers import BY_FOLDER, Speakers
 from utils.system.errors import InputError
 
 TRAIN, DEV, TEST = SETS = ("train", "dev", "test")
@@ -18,54 +21,69 @@ class Splits(NamedTuple):
     """The sets of a corpus."""
 
     sources: dict[str, AudioSource]  # by set: 'train', 'dev' and 'test'
-    speakers: dict[str, str]  # by utterance id
+    speakers: Mapping[str, str]  # by utterance id
     speakers_from: str  # the rule that gave the speakers, in words
 
 
 def find_splits(
-    audio: Path,
-    held_out_speakers: list[str] | None = None,
-    skip_errors: bool = False,
-    front_end: FrontEnd = FRONT_ENDS[DEFAULT_FRONT_END],
+    data: Path, held_out_speakers: list[str] | None = None, options: AudioOptions = DEFAULT_OPTIONS
 ) -> Splits:
-    """The sets of a directory with train, dev and test, each a tree of audio files.
+    """The sets of a directory with train, dev and test, each a tree of audio, a Kaldi data directory or a manifest.
 
-    Without `test`, dev is the test set and every fifth utterance of train is dev. The speaker is the first field of
-    the id where all ids have LibriSpeech's form, else the name of the file's directory.
+    Without `test`, dev is the test set and every fifth utterance of train is dev. The speaker is what all the sets say;
+    else the first field of the id where all ids have LibriSpeech's form, else the name of the file's directory.
 
     Args:
-        audio: the directory.
+        data: the directory.
         held_out_speakers: test on all utterances of these speakers; the others' in train and dev are train and dev.
-        skip_errors: skip directories that cannot be read.
-        front_end: how audio becomes frames.
+        options: how audio is read.
 
     Raises:
         InputError: a set is missing or empty, an utterance is in two, or there is no such speaker.
     """
-    found = {
-        name: AudioSource.find(audio / name, skip_errors=skip_errors, front_end=front_end)
-        for name in SETS
-        if (audio / name).is_dir()
-    }
+    found = {name: _find_set(path, options) for name in SETS if (path := _set_path(data, name)).exists()}
     missing = [name for name in (TRAIN, DEV) if name not in found]
     if missing:
-        raise InputError(f"{audio / missing[0]} is not a directory; {audio} must hold train, dev and, best, test")
+        raise InputError(f"{data / missing[0]} is not a directory; {data} must hold train, dev and, best, test")
     files = {name: source.files for name, source in found.items()}
     check_disjoint(files)
+    rule = _find_speakers(found)
     if TEST not in files:
         if len(files[TRAIN]) < 2:
-            raise InputError(f"{audio} has no test, and too few utterances in train to take some for dev")
+            raise InputError(f"{data} has no test, and too few utterances in train to take some for dev")
         dev = files[TRAIN][::DEV_EVERY]
         files = {TRAIN: [file for file in files[TRAIN] if file not in dev], DEV: dev, TEST: files[DEV]}
-    everything = [file for of_set in files.values() for file in of_set]
-    rule = Speakers(BY_ID if all(LIBRISPEECH_ID.fullmatch(file.id) for file in everything) else BY_FOLDER)
-    speakers = {file.id: rule.of(file.id, file.folder) for file in everything}
     if held_out_speakers:
-        files = by_speaker(files, speakers, held_out_speakers)
-    sources = {name: AudioSource(files[name], audio) for name in SETS}
-    for name, source in found.items():
-        sources[name].not_read.update(source.not_read)  # reported once, with the set of the directory's name
-    return Splits(sources, speakers, rule.describe())
+        files = by_speaker(files, rule.of_utterance, held_out_speakers)
+    # what a set reports of its directory is reported once, with the set of the directory's name
+    sources = {name: replace(found.get(name, AudioSource([], options)), files=files[name]) for name in SETS}
+    return Splits(sources, rule.of_utterance, rule.describe())
+
+
+def _set_path(data: Path, name: str) -> Path:
+    """The directory or the manifest of a set."""
+    manifest = data / f"{name}{MANIFEST_SUFFIX}"
+    return manifest if manifest.exists() and not (data / name).exists() else data / name
+
+
+def _find_set(path: Path, options: AudioOptions) -> AudioSource:
+    source = find_source([path], options)
+    if not isinstance(source, AudioSource):
+        raise InputError(f"{path} holds no audio, which the probes read")
+    return source
+
+
+def _find_speakers(sources: dict[str, AudioSource]) -> Speakers:
+    """The speaker of every utterance, by the rule of all the sets, or where they differ by directories."""
+    rules = {source.speakers.rule: source.speakers for source in sources.values()}
+    for source in sources.values():
+        if source.speakers.problem:
+            raise InputError(source.speakers.problem)
+    if len(rules) > 1:
+        files = [file for source in sources.values() for file in source.files]
+        return Speakers(BY_FOLDER, {file.id: Path(file.location).absolute().parent.name for file in files})
+    of_all = {file.id: source.speakers.of(file.id) for source in sources.values() for file in source.files}
+    return replace(rules.popitem()[1], of_utterance=of_all)
 
 
 def check_disjoint(files: Files) -> None:
@@ -77,7 +95,7 @@ def check_disjoint(files: Files) -> None:
                 raise InputError(f"utterance {file.id} is in {first[file.id]} as well", file.location)
 
 
-def by_speaker(files: Files, speakers: dict[str, str], held_out: list[str]) -> Files:
+def by_speaker(files: Files, speakers: Mapping[str, str], held_out: list[str]) -> Files:
     """Split so that the held-out speakers are in test only. Raises InputError where train or dev would be empty."""
     unknown = sorted(set(held_out) - set(speakers.values()))
     if unknown:

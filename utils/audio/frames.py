@@ -1,5 +1,7 @@
 """The arithmetic of frames: 25 ms long, every 10 ms, of speech at 16 kHz."""
 
+from typing import NamedTuple
+
 SAMPLE_RATE = 16000  # Hz
 WINDOW_MS = 25
 SHIFT_MS = 10
@@ -8,6 +10,16 @@ SHIFT_SAMPLES = SAMPLE_RATE * SHIFT_MS // 1000
 FRAMES_PER_SECOND = 1000 // SHIFT_MS
 NUM_MEL_BINS = 80
 INT16_SCALE = 32768  # Kaldi computes on samples in the range of int16
+
+
+class Span(NamedTuple):
+    """A part of a recording, in seconds; an `end` of None is that of the recording."""
+
+    start: float = 0.0
+    end: float | None = None
+
+
+WHOLE = Span()
 
 
 def frames_to_hours(frames: int) -> float:

@@ -1,4 +1,4 @@
-"""Audio files read as 16 kHz mono, whole or block by block, and checked against the length that they promise."""
+"""Audio files, or parts of them, read as 16 kHz mono, and checked against the length that they promise."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from utils.audio.frames import SAMPLE_RATE, WINDOW_SAMPLES, num_frames
+from utils.audio.frames import SAMPLE_RATE, WHOLE, WINDOW_SAMPLES, Span, num_frames
 from utils.system.errors import InputError, one_line
 from utils.system.reading import open_regular
 
@@ -21,7 +21,7 @@ SILENCE_SAMPLES = 4096  # read at once where the first sample that is not 0 is l
 LONG_SECONDS = 60  # from here on an utterance is better read piece by piece
 STREAMED_BYTES = 0x7FFFF000  # a file that was written to a pipe claims at least this, not its true size
 UNKNOWN_FRAMES = (1 << 63) - 1  # of a FLAC that was written to a pipe
-TOLERATED_SECONDS = 1  # that a header may promise beyond what is there
+TOLERATED_SECONDS = 1  # that a header may promise, or a segment ask for, beyond what is there
 NIST_HEADER_BYTES = 1024
 # What libsndfile's log says of WAV and CAF (data), W64 (riff), RF64 (Riff size), AU (Data Size) and AIFF (SSND).
 _CLAIMED = re.compile(r"^\s*(?:data|riff|Riff size|Data Size|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -30,66 +30,92 @@ _NO_END = re.compile(r"lacks an end-of-stream bit")  # Ogg
 _NIST_SAMPLES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 
 
-def read_waveform(path: str | Path, channel: int | None = None, resample: bool = False) -> np.ndarray:
+def read_waveform(
+    path: str | Path, channel: int | None = None, resample: bool = False, span: Span = WHOLE
+) -> np.ndarray:
     """A file's samples, mono, at 16 kHz: (samples,) float32 in [-1, 1].
 
     Args:
         path: any format that libsndfile reads.
         channel: which one to take, from 0; None takes the only one, and refuses files with several.
         resample: convert other sample rates (soxr, high quality) where they would be refused.
+        span: the part to read. Where the format allows, what precedes it is not decoded.
 
     Raises:
         InputError: damaged, truncated, empty, shorter than a window, constant (but not 0), too long, with several
-            channels or of another sample rate; names the file.
+            channels or of another sample rate, or without such a part; names the file.
     """
-    return np.concatenate(list(waveform_blocks(path, channel, resample, MAX_SECONDS)))
+    return np.concatenate(list(waveform_blocks(path, channel, resample, MAX_SECONDS, span)))
 
 
 def waveform_blocks(
-    path: str | Path, channel: int | None = None, resample: bool = False, max_seconds: int | None = None
+    path: str | Path,
+    channel: int | None = None,
+    resample: bool = False,
+    max_seconds: int | None = None,
+    span: Span = WHOLE,
 ) -> Iterator[np.ndarray]:
-    """What `read_waveform` gives and raises, block after block, of a file of any length up to `max_seconds`."""
+    """What `read_waveform` gives and raises, block after block, of any length up to `max_seconds`."""
     given, lowest, highest = 0, np.inf, -np.inf
     with _open_audio(path) as audio:
-        _check_header(audio, channel, resample, max_seconds)
-        for samples in _mono_blocks(audio, channel or 0):
-            given += len(samples)
-            lowest, highest = min(lowest, samples.min(initial=np.inf)), max(highest, samples.max(initial=-np.inf))
-            yield samples
+        first, samples = _check_header(audio, channel, resample, max_seconds, span)
+        for block in _mono_blocks(audio, channel or 0, first, samples):
+            given += len(block)
+            if max_seconds and given > max_seconds * SAMPLE_RATE:  # no header promised it
+                raise InputError(_too_long(max_seconds))
+            lowest, highest = min(lowest, block.min(initial=np.inf)), max(highest, block.max(initial=-np.inf))
+            yield block
         if given < WINDOW_SAMPLES:
             raise InputError(f"{given} samples, less than a window of {WINDOW_SAMPLES} (25 ms)")
         if lowest == highest != 0:
             raise InputError(f"all samples are {lowest:g}: a recording with zero variance")
 
 
-def long_frames(path: str | Path) -> int | None:
-    """The approximate number of frames of a file, by its header, if it is longer than LONG_SECONDS; else None."""
+def long_frames(path: str | Path, span: Span = WHOLE) -> int | None:
+    """The approximate number of frames, by header and span, if they take longer than LONG_SECONDS; else None."""
+    if span.end is not None and span.end - span.start <= LONG_SECONDS:
+        return None
     # A file that cannot be read is not long: reading it says why.
     with contextlib.suppress(InputError), _open_audio(path) as audio:
-        if audio.frames > LONG_SECONDS * audio.samplerate:
-            return num_frames(audio.frames * SAMPLE_RATE // audio.samplerate)
+        _, samples = _find_span(audio, span)
+        seconds = min(samples / audio.samplerate, MAX_SECONDS if samples == UNKNOWN_FRAMES else np.inf)
+        if seconds > LONG_SECONDS:
+            return num_frames(round(seconds * SAMPLE_RATE))
     return None
 
 
-def describe_length(path: str | Path) -> str | None:
-    """How much shorter a file is than its header promises, where that is tolerated; None where it is whole."""
+def describe_length(path: str | Path, span: Span = WHOLE) -> str | None:
+    """How much shorter a file or a part is than promised, where that is tolerated; None where it is whole."""
     with _open_audio(path) as audio:
-        return _check_length(audio)
+        return _check_length(audio) if span == WHOLE else _check_span(audio, span)
 
 
-def is_silent(path: str | Path, channel: int | None = None) -> bool:
-    """Whether every sample of a file (of one of its channels) is 0; reads to the first that is not."""
+def is_silent(path: str | Path, channel: int | None = None, span: Span = WHOLE) -> bool:
+    """Whether every sample of a file or a part (of one of its channels) is 0; reads to the first that is not."""
     with _open_audio(path) as audio:
-        blocks = audio.blocks(SILENCE_SAMPLES, dtype="float32", always_2d=True)
-        return not any(block[:, channel or 0].any() for block in blocks)
+        first, left = _find_span(audio, span)
+        if first:
+            audio.seek(first)
+        while left > 0 and len(block := audio.read(min(SILENCE_SAMPLES, left), dtype="float32", always_2d=True)):
+            if block[:, channel or 0].any():
+                return False
+            left -= len(block)
+    return True
+
+
+class _AudioFile(soundfile.SoundFile):
+    """An audio file; one of unknown length is read front to back, without seeking, which libsndfile cannot do there."""
+
+    def seekable(self) -> bool:
+        return self.frames != UNKNOWN_FRAMES and super().seekable()
 
 
 @contextlib.contextmanager
-def _open_audio(path: str | Path) -> Iterator[soundfile.SoundFile]:
+def _open_audio(path: str | Path) -> Iterator[_AudioFile]:
     """Open an audio file, and let the errors of the block name it."""
     with open_regular(path) as file:
         try:
-            with soundfile.SoundFile(file.fileno(), closefd=False) as audio:
+            with _AudioFile(file.fileno(), closefd=False) as audio:
                 yield audio
         except InputError as error:
             raise InputError(error.reason, str(path)) from error
@@ -100,36 +126,70 @@ def _open_audio(path: str | Path) -> Iterator[soundfile.SoundFile]:
             raise InputError(f"cannot be read: {error.strerror or error}", str(path)) from error
 
 
-def _mono_blocks(audio: soundfile.SoundFile, channel: int) -> Iterator[np.ndarray]:
-    """A channel's samples at 16 kHz, to the last that the header promises."""
+def _mono_blocks(audio: _AudioFile, channel: int, first: int, samples: int) -> Iterator[np.ndarray]:
+    """A channel's samples at 16 kHz, from the first on, as many as there must be, or where unknown all."""
     at_once = max(1, BLOCK_VALUES // audio.channels)
     resampler = None
     if audio.samplerate != SAMPLE_RATE:
         resampler = soxr.ResampleStream(audio.samplerate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    if first:
+        audio.seek(first)
     read, is_last = 0, False
     while not is_last:
-        block = audio.read(at_once, dtype="float32", always_2d=True)  # (samples, channels)
-        read, is_last = read + len(block), len(block) < at_once
-        if is_last and read < audio.frames:
-            raise InputError(f"no audio, truncated or damaged: {read} of {audio.frames} samples can be read")
-        samples = np.ascontiguousarray(block[:, channel])
-        yield samples if resampler is None else resampler.resample_chunk(samples, last=is_last)
+        block = audio.read(min(at_once, samples - read), dtype="float32", always_2d=True)  # (samples, channels)
+        read, is_last = read + len(block), len(block) < at_once or read + len(block) == samples
+        if is_last and read < samples != UNKNOWN_FRAMES:
+            raise InputError(f"no audio, truncated or damaged: {read} of {samples} samples can be read")
+        mono = np.ascontiguousarray(block[:, channel])
+        yield mono if resampler is None else resampler.resample_chunk(mono, last=is_last)
 
 
-def _check_header(audio: soundfile.SoundFile, channel: int | None, resample: bool, max_seconds: int | None) -> None:
-    """Refuse what cannot be read rightly, before memory is taken for it."""
+def _check_header(
+    audio: _AudioFile, channel: int | None, resample: bool, max_seconds: int | None, span: Span
+) -> tuple[int, int]:
+    """Refuse what cannot be read rightly, before memory is taken for it; returns the first sample and their number."""
     if audio.samplerate != SAMPLE_RATE and not resample:
         raise InputError(f"{audio.samplerate} Hz, not {SAMPLE_RATE} Hz; --resample converts it")
     if channel is None and audio.channels != 1:
         raise InputError(f"{audio.channels} channels; --channel takes one of them (from 0)")
     if channel is not None and channel >= audio.channels:
         raise InputError(f"no channel {channel}: it has {audio.channels} (the first is 0)")
-    if audio.frames == UNKNOWN_FRAMES:  # which libsndfile cannot read block by block
-        raise InputError("its header does not say how long it is: write it anew (flac -d, then flac)")
-    limit = min(max_seconds * audio.samplerate, MAX_SAMPLES // audio.channels) if max_seconds else audio.frames
-    if audio.frames > limit:
-        raise InputError(f"longer than {max_seconds} seconds, or damaged: split it into utterances")
     _check_length(audio)
+    _check_span(audio, span)
+    first, samples = _find_span(audio, span)
+    if max_seconds and UNKNOWN_FRAMES > samples > min(max_seconds * audio.samplerate, MAX_SAMPLES // audio.channels):
+        raise InputError(_too_long(max_seconds))
+    return first, samples
+
+
+def _too_long(max_seconds: int) -> str:
+    return f"longer than {max_seconds} seconds, or damaged: split it into utterances"
+
+
+def _find_span(audio: _AudioFile, span: Span) -> tuple[int, int]:
+    """The first sample of a part and their number, by the header; UNKNOWN_FRAMES where it does not say."""
+    if span == WHOLE:
+        return 0, audio.frames
+    first = round(span.start * audio.samplerate)
+    last = audio.frames if span.end is None else min(audio.frames, round(span.end * audio.samplerate))
+    return first, max(0, last - first)
+
+
+def _check_span(audio: _AudioFile, span: Span) -> str | None:
+    """What a part lacks because the recording ends before it; None where nothing is lacking.
+
+    Raises InputError if it lacks more than a second, or more than half, or the length of the recording is unknown.
+    """
+    if span == WHOLE:
+        return None
+    if audio.frames == UNKNOWN_FRAMES:
+        raise InputError("its header does not say how long it is, so it has no segments; write it anew (flac -d, flac)")
+    seconds = audio.frames / audio.samplerate
+    lacking = (span.end or 0) - seconds
+    if span.start >= seconds or lacking > min(TOLERATED_SECONDS, ((span.end or 0) - span.start) / 2):
+        part = f"{span.start:g} s to {'its end' if span.end is None else f'{span.end:g} s'}"
+        raise InputError(f"the segment from {part} is not there: the recording has {seconds:.2f} s")
+    return f"its segment ends {lacking:.3f} s after the recording" if lacking * audio.samplerate >= 0.5 else None
 
 
 def _check_length(audio: soundfile.SoundFile) -> str | None:
@@ -140,7 +200,7 @@ def _check_length(audio: soundfile.SoundFile) -> str | None:
     if _NO_END.search(audio.extra_info):
         raise InputError("truncated file: the end of its stream is missing")
     promised = _promised_frames(audio)
-    if promised is None:
+    if promised is None or audio.frames == UNKNOWN_FRAMES:
         return "its header does not say how long it is"
     seconds = (promised - audio.frames) / audio.samplerate
     if seconds > TOLERATED_SECONDS or promised > 2 * audio.frames:

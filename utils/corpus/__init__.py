@@ -2,7 +2,11 @@
 
 utterance         Utterance: what every source gives and every consumer takes
 sources           Source, ArchiveSource, PreparedSource
-audio_tree        AudioSource: the audio files below a directory
+audio_source      AudioSource: audio files or parts of them; AudioOptions: how they are read
+audio_tree        find_audio: the audio files below directories
+data_directory    read_data_directory: Kaldi's wav.scp, segments, utt2spk
+manifest          read_manifest: a table of audio
+find_source       find_source: the source that paths name
 speakers          Speakers: who speaks in an utterance
 normalization     Normalizer: mean and variance
 frame_spec        FrameSpec: how frames were made, as models and prepared data record it
@@ -12,5 +16,5 @@ preparation       prepare: the work of prepare_data.py
 prepared          load_utterance, load_lengths, save_tensor: the prepared directory
 output_directory  OutputDirectory: filled by a job that may be killed
 batch_order       BatchOrder: which utterances make up each batch
-arguments         add_source_options, find_source, choose_scaling
+arguments         add_source_options, audio_options, choose_scaling
 """

@@ -4,13 +4,11 @@ import argparse
 from pathlib import Path
 
 from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd, find_front_end
-from utils.corpus.audio_tree import AUDIO_SUFFIXES, CONVERT, CONVERTIBLE_SUFFIXES, AudioSource
+from utils.corpus.audio_source import UTTERANCE_IDS, AudioOptions, AudioSource
 from utils.corpus.normalization import MODES, NORMALIZATION_FILE, Normalizer, scope
-from utils.corpus.output_directory import MADE_FROM_FILE
-from utils.corpus.prepared import LENGTHS_FILE
 from utils.corpus.scaling import Scaling
-from utils.corpus.sources import ArchiveSource, PreparedSource, Source
-from utils.corpus.speakers import BY_FOLDER, BY_ID, LIBRISPEECH_ID, Speakers
+from utils.corpus.sources import PreparedSource, Source
+from utils.corpus.speakers import Speakers
 from utils.system.arguments import natural, nonnegative_float
 from utils.system.errors import InputError
 
@@ -32,6 +30,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     maps.add_argument("--spk2utt", type=Path, metavar="FILE", help="Take the speakers from this Kaldi spk2utt file.")
     add("--channel", type=natural, metavar="I", help="Take this channel of audio files with several, counted from 0.")
     add("--resample", action="store_true", help="Convert audio of another sample rate to 16 kHz instead of refusing.")
+    utterance_id = (
+        "Name utterances by their files, or by their paths with dashes for slashes (by default name, unless two files "
+        "have the same name)."
+    )
+    add("--utterance_id", choices=UTTERANCE_IDS, help=utterance_id)
     add_front_end_options(parser)
 
 
@@ -49,34 +52,9 @@ def front_end_of(args: argparse.Namespace) -> FrontEnd:
     return find_front_end(args.front_end, args.dither)
 
 
-def find_source(
-    paths: list[Path],
-    channel: int | None = None,
-    resample: bool = False,
-    skip_errors: bool = False,
-    front_end: FrontEnd = FRONT_ENDS[DEFAULT_FRONT_END],
-) -> Source:
-    """The source that paths name: a prepared directory (it has a lengths.pkl), a directory of audio, or archives.
-
-    Raises:
-        InputError: there is nothing of the kind.
-    """
-    for path in paths:
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
-        if path.is_file() and path.suffix.lower() in AUDIO_SUFFIXES:
-            raise InputError(f"{path} is an audio file: give the directory that holds it")
-        if path.is_file() and path.suffix.lower() in CONVERTIBLE_SUFFIXES:
-            raise InputError(f"{path} cannot be read: convert it ({CONVERT}), and give the directory that holds it")
-    if not any(path.is_dir() for path in paths):
-        return ArchiveSource(paths)
-    if len(paths) > 1:
-        raise InputError(f"{', '.join(map(str, paths))}: give one directory, or archives only")
-    if (paths[0] / LENGTHS_FILE).exists():
-        return PreparedSource.find(paths[0])
-    if (paths[0] / MADE_FROM_FILE).exists():
-        raise InputError(f"{paths[0]} has no {LENGTHS_FILE}: prepare_data.py was not done with it")
-    return AudioSource.find(paths[0], channel, resample, skip_errors, front_end)
+def audio_options(args: argparse.Namespace) -> AudioOptions:
+    """How the options of `add_source_options` read audio."""
+    return AudioOptions(args.channel, args.resample, args.on_error == "skip", front_end_of(args), args.utterance_id)
 
 
 def choose_scaling(args: argparse.Namespace, source: Source) -> Scaling:
@@ -101,16 +79,9 @@ def choose_scaling(args: argparse.Namespace, source: Source) -> Scaling:
 
 
 def _choose_speakers(args: argparse.Namespace, source: Source, mode: str) -> Speakers:
-    """The rule that says who speaks: a Kaldi map, else LibriSpeech's ids, else the audio's directories."""
+    """The rule that says who speaks: a Kaldi map, else what the source says."""
     if args.utt2spk or args.spk2utt:
         return Speakers.read(args.utt2spk or args.spk2utt, speaker_first=bool(args.spk2utt))
-    if isinstance(source, AudioSource):
-        others = [file for file in source.files if not LIBRISPEECH_ID.fullmatch(file.id)]
-        if len(others) == len(source.files):
-            return Speakers(BY_FOLDER)
-        if others and scope(mode) == "speaker":
-            raise InputError(
-                f"{others[0].location} is not named as LibriSpeech's files are, but others are: "
-                "give the speakers by --utt2spk or --spk2utt, or move it away"
-            )
-    return Speakers(BY_ID)
+    if source.speakers.problem and scope(mode) == "speaker":
+        raise InputError(source.speakers.problem)
+    return source.speakers

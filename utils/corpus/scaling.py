@@ -86,7 +86,7 @@ def scaled(source: Source, normalizer: Normalizer, speakers: Speakers) -> Iterat
         over = scope(mode)
         statistics = None if over == "utterance" else normalizer.statistics_of(speakers.group(utterance, over))
         place = {"id": utterance.id, "location": utterance.location, "size": utterance.size}
-        return ScaledUtterance(**place, folder=utterance.folder, source=utterance, mode=mode, statistics=statistics)
+        return ScaledUtterance(**place, source=utterance, mode=mode, statistics=statistics)
 
     return _change_each(source, scale_one)
 

@@ -12,9 +12,10 @@ import numpy as np
 from utils.corpus.normalization import NORMALIZATION_FILE
 from utils.corpus.output_directory import MADE_FROM_FILE, REMARKS_FILE
 from utils.corpus.prepared import LENGTHS_FILE, TENSOR_SUFFIX, list_utterances, load_utterance
+from utils.corpus.speakers import FROM_IDS, Speakers
 from utils.corpus.utterance import BadUtterance, Utterance
 from utils.kaldi.matrices import BinaryMatrix, TextMatrix, Unreadable
-from utils.kaldi.read_archives import check_no_command, scan_archive
+from utils.kaldi.read_archives import archive_path, check_no_command, scan_archive
 from utils.system.errors import InputError
 from utils.system.reading import exists, open_regular, read_bytes, reading
 
@@ -26,9 +27,11 @@ class Source(ABC):
 
     Attributes:
         unit: what an utterance's `size` counts, for a progress bar.
+        speakers: who speaks, as far as the source says.
     """
 
     unit = "B"
+    speakers: Speakers
 
     @abstractmethod
     def utterances(self) -> Iterator[Utterance]:
@@ -74,6 +77,7 @@ class ArchiveSource(Source):
     """The utterances of Kaldi archives, one archive after another."""
 
     paths: list[Path]
+    speakers: Speakers = FROM_IDS
 
     def utterances(self) -> Iterator[Utterance]:
         for path in self.paths:
@@ -85,7 +89,7 @@ class ArchiveSource(Source):
                     yield ArchiveUtterance(**place, matrix=entry.matrix)
 
     def total(self) -> int:
-        return sum(path.stat().st_size for path in self.paths)
+        return sum(archive_path(path)[0].stat().st_size for path in self.paths)
 
     def describe(self) -> dict[str, Any]:
         return {"archives": [_describe_archive(path) for path in self.paths]}
@@ -107,6 +111,7 @@ class PreparedSource(Source):
 
     directory: Path
     lengths: dict[str, int]
+    speakers: Speakers = FROM_IDS
     unit = " utterances"
 
     @classmethod
@@ -133,8 +138,9 @@ class PreparedSource(Source):
         return {"prepared": {"utterances": len(self.lengths), "sha256": digest.hexdigest()}}
 
 
-def _describe_archive(path: Path) -> dict[str, Any]:
+def _describe_archive(name: Path) -> dict[str, Any]:
     """Name, size and a digest of both ends; of an .scp also what it points to, and its entries are checked."""
+    path, form = archive_path(name)
     check_no_command(str(path), "input")
     with reading(path), open_regular(path) as file:
         digest = hashlib.sha256(file.read(FINGERPRINT_BYTES))
@@ -142,8 +148,8 @@ def _describe_archive(path: Path) -> dict[str, Any]:
         file.seek(max(0, size - FINGERPRINT_BYTES))
         digest.update(file.read(FINGERPRINT_BYTES))
     description = {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
-    if path.suffix == ".scp":
-        arks = {Path(entry.matrix.path) for entry in scan_archive(path) if isinstance(entry.matrix, BinaryMatrix)}
+    if form == "scp":
+        arks = {Path(entry.matrix.path) for entry in scan_archive(name) if isinstance(entry.matrix, BinaryMatrix)}
         description["points_to_bytes"] = sum(ark.stat().st_size for ark in arks if exists(ark) and ark.is_file())
     return description
 

@@ -24,13 +24,11 @@ class Utterance(ABC):
         id: the utterance id.
         location: the file, or file:line, for errors.
         size: its share of the source's progress: bytes, or 1 where the source counts utterances.
-        folder: the directory that its audio file is in, which may name the speaker.
     """
 
     id: str
     location: str
     size: int = 1
-    folder: str | None = None
 
     def load(self) -> np.ndarray:
         """All frames, (frames, mel_dim) float32, all finite. Raises UtteranceError where they cannot be read."""

@@ -15,10 +15,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", required=True, help="The checkpoint: of this project, released, or of s3prl.")
     data = (
-        "What to extract features from: a prepared directory, Kaldi archives (.blogmel, .ark, .scp), or a directory of "
-        "audio; without it the model is only described."
+        "What to extract features from: a prepared directory, a directory of audio, audio files, a Kaldi data "
+        "directory, a manifest (.tsv), archives (.blogmel, .ark, .scp), or - for an audio file on standard input; "
+        "without it the model is only described."
     )
-    add("--data", nargs="+", type=Path, metavar="D", help=data)
+    add("--data", nargs="+", type=Path, metavar="PATH", help=data)
     add("--save_dir", help="The directory that the features are written to.")
     add("--layer", default="-1", help="Which layer's features to write: a number, -1 for the last, all, or mean.")
     form = "A .pt or .npy file per utterance, or one Kaldi archive, feats.ark with feats.scp."

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.audio.frames import NUM_MEL_BINS, frames_to_hours
-from utils.corpus.arguments import choose_scaling, find_source, front_end_of
-from utils.corpus.audio_tree import AudioSource
+from utils.corpus.arguments import audio_options, choose_scaling
+from utils.corpus.audio_source import AudioSource
+from utils.corpus.find_source import find_source
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.scaling import Scaling, find_normalizer, scaled
 from utils.corpus.sources import Source, closing_lines
 from utils.features.extraction import Extraction, ExtractOptions, pick_layers
 from utils.features.feature_files import ARK_FACTS, FACTS, check_archive, extra_files, open_features
+from utils.kaldi.read_archives import archive_path
 from utils.system.errors import InputError
 from utils.system.files import refuse_to_remove
 from utils.system.signals import StopRequest
@@ -33,9 +35,10 @@ def extract(model: "APCModel", args: argparse.Namespace) -> None:
     if save_dir.resolve() in [path.resolve() for path in args.data]:
         raise InputError(f"--save_dir is --data, {save_dir}: give another directory")
     if args.overwrite:
-        refuse_to_remove(save_dir, (*args.data, args.checkpoint, args.norm_from, args.utt2spk, args.spk2utt))
+        read = [archive_path(path)[0] for path in args.data]
+        refuse_to_remove(save_dir, (*read, args.checkpoint, args.norm_from, args.utt2spk, args.spk2utt))
     pick_layers(args.layer, model.num_feats)  # before --save_dir is touched
-    source = find_source(args.data, args.channel, args.resample, args.on_error == "skip", front_end_of(args))
+    source = find_source(args.data, audio_options(args))
     check_frame_size(source, model)
     scaling = choose_scaling(args, source)
     made_from = describe_job(args, model, source, scaling)
@@ -78,7 +81,7 @@ def _fill(
 def check_frame_size(source: Source, model: "APCModel") -> None:
     """Refuse data of another feature size before anything is written."""
     if isinstance(source, AudioSource):
-        location, size = source.directory, NUM_MEL_BINS
+        location, size = source.files[0].location, NUM_MEL_BINS
     else:
         if (first := next(source.utterances(), None)) is None:
             raise InputError("--data holds no utterance")

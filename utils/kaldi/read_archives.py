@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.kaldi.byte_reader import COMPRESSED_SUFFIXES, ByteReader
+from utils.kaldi.lists import listed_file
 from utils.kaldi.matrices import BINARY_MARK, MATRIX_HEADER_BYTES, BinaryMatrix, TextMatrix, Unreadable, matrix_bytes
 from utils.kaldi.text_rows import MAX_UTTERANCE_BYTES
 from utils.system.errors import InputError, one_line
@@ -19,6 +20,7 @@ from utils.system.reading import exists
 MAX_ID_BYTES = 4096
 MAX_SCP_LINE_BYTES = 1 << 16
 TRUNCATED = "truncated file: it ends in the middle of this utterance, and what followed is missing"
+_PREFIXED = re.compile(r"(?P<form>ark|scp)(?:,\w+)*:(?P<path>.+)")  # Kaldi's rspecifier
 _SCP_PLACE = re.compile(r"(?P<path>.+?)(?::(?P<offset>\d{1,18}))?\s*(?:\[(?P<range>[\d:, ]*)\])?")
 
 Matrix = TextMatrix | BinaryMatrix | Unreadable
@@ -40,16 +42,26 @@ def check_no_command(name: str, location: str) -> None:
         raise InputError(f"refused: {one_line(repr(name), 120)} is a command or a pipe, not a file", location)
 
 
-def scan_archive(path: str | Path) -> Iterator[Entry]:
+def archive_path(name: str | Path) -> tuple[Path, str]:
+    """An archive's file and its form, 'ark', 'scp' or 'blogmel': by Kaldi's prefix, as in ark:FILE, or its suffix."""
+    path = Path(name)
+    if (prefixed := _PREFIXED.fullmatch(str(name))) and not exists(path):
+        return Path(prefixed["path"]), prefixed["form"]
+    stem = path.with_suffix("") if path.suffix in COMPRESSED_SUFFIXES else path
+    return path, "scp" if path.suffix == ".scp" else "ark" if stem.suffix == ".ark" else "blogmel"
+
+
+def scan_archive(name: str | Path) -> Iterator[Entry]:
     """Find the utterances of a .blogmel, .ark or .scp, the first two also as .gz and .xz, in the order of the archive.
+
+    Also of a file of any name with Kaldi's prefix, as in ark:FILE.
 
     Raises:
         InputError: an id that would leave the output directory, an entry that would run a command, or no archive.
     """
+    path, form = archive_path(name)
     check_no_command(str(path), "input")
-    path = Path(path)
-    stem = path.with_suffix("") if path.suffix in COMPRESSED_SUFFIXES else path
-    scan = _scan_scp if path.suffix == ".scp" else _scan_ark if stem.suffix == ".ark" else _scan_blogmel
+    scan = {"scp": _scan_scp, "ark": _scan_ark, "blogmel": _scan_blogmel}[form]
     with ByteReader(path) as reader:
         for utterance, location, matrix in scan(reader):
             yield Entry(utterance, location, reader.progress(), matrix)
@@ -189,9 +201,7 @@ def _find_matrix(place: bytes, scp: Path, location: str) -> BinaryMatrix | Unrea
     parts = _SCP_PLACE.fullmatch(name)
     if not parts or "\0" in name:
         raise InputError(f"{one_line(repr(name), 120)} is not file:offset[range]", location)
-    ark = Path(parts["path"])
-    if not exists(ark) and exists(scp.parent / ark):
-        ark = scp.parent / ark
+    ark = listed_file(parts["path"], scp)
     if ark.suffix in COMPRESSED_SUFFIXES:
         return Unreadable(f"in a compressed file: give {ark} itself as input")
     return BinaryMatrix(str(ark), int(parts["offset"] or 0), parts["range"] or "")
