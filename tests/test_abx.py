@@ -1,6 +1,8 @@
 """Facts about ABX errors: known cases, the same numbers as plain loops, and which triphones are compared."""
 
+import tempfile
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from downstream.probing.abx import AbxOptions, abx_errors, find_triphones, make_
 from downstream.probing.corpus import Corpus
 from downstream.probing.dtw import angles, segment_distances, warp
 from downstream.probing.features import Features, Utterances
+from downstream.probing.frame_file import FrameFile
 from downstream.probing.labels import NO_PHONE, PhoneLabels
 from downstream.probing.splits import TEST
 from utils.system.errors import InputError
@@ -35,7 +38,14 @@ def corpus_of(words: list[tuple[str, str]], frames: int = 3) -> Corpus:
 
 
 def features_of(corpus: Corpus, frames: torch.Tensor) -> dict[str, Features]:
-    return {TEST: Features(frames, torch.zeros(len(corpus.sets[TEST].ids), frames.size(1)))}
+    """The features of the labelled frames of a corpus."""
+    phones = corpus.sets[TEST].phones
+    has_phone = torch.cat(phones) != NO_PHONE
+    of_all = torch.zeros(len(has_phone), frames.size(1))
+    of_all[has_phone] = frames.float()
+    file = FrameFile(Path(tempfile.gettempdir()), frames.size(1))
+    file.write(0, of_all)
+    return {TEST: Features(file, np.array([len(x) for x in phones]))}
 
 
 def many_words(count: int) -> list[tuple[str, str]]:

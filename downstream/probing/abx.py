@@ -20,6 +20,7 @@ from downstream.probing.corpus import Corpus
 from downstream.probing.dtw import segment_distances
 from downstream.probing.features import FeatureSets, Utterances
 from downstream.probing.labels import NO_PHONE
+from downstream.probing.probes import Rows
 from downstream.probing.splits import TEST
 from utils.audio.frames import FRAMES_PER_SECOND
 from utils.system.errors import InputError
@@ -134,9 +135,7 @@ def mean_error(cells: list[Cell], errors: list[float]) -> float:
     return float(np.mean(errors))
 
 
-def score_cells(
-    cells: list[Cell], triphones: Triphones, frames: torch.Tensor, device: torch.device, name: str
-) -> list[float]:
+def score_cells(cells: list[Cell], triphones: Triphones, frames: Rows, device: torch.device, name: str) -> list[float]:
     """The share of errors of each cell.
 
     Args:
@@ -195,9 +194,10 @@ def abx_errors(
         InputError: the features are not finite.
     """
     triphones, errors = corpus_triphones(corpus, options, name), {}
+    frames = corpus.sets[name].labelled(features[name])
     for task in ("within", "across"):
         cells = list(make_cells(triphones, corpus.speakers_of(name), task == "across", options))
-        scores = score_cells(cells, triphones, features[name].frames, device, task)
+        scores = score_cells(cells, triphones, frames, device, task)
         errors[task] = mean_error(cells, scores) if cells else None
     return errors
 

@@ -8,6 +8,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from downstream.probing.probes import Rows
+
 MAX_CELLS = 1 << 20  # of the distance matrices of a batch, approximately
 MAX_VALUES = 1 << 24  # of the frames of a batch, approximately
 
@@ -54,7 +56,7 @@ def warp(costs: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torc
 
 
 def segment_distances(
-    frames: torch.Tensor,
+    frames: Rows,
     starts: torch.Tensor,
     lengths: torch.Tensor,
     first: torch.Tensor,
@@ -64,7 +66,7 @@ def segment_distances(
     """The mean angle along the best warping path between two segments, for each of many pairs. It is symmetric.
 
     Args:
-        frames: float (frames, size), on the CPU.
+        frames: float32 (frames, size), on the CPU.
         starts, lengths: int64 (segments,), the first frame of each segment, and how many there are.
         first, second: int64 (pairs,), indices of segments.
         device: where to compute.
@@ -88,7 +90,7 @@ def segment_distances(
     return distances
 
 
-def _padded(frames: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def _padded(frames: Rows, starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """(segments, longest, size): the frames of segments, the last one repeated."""
     index = starts[:, None] + torch.minimum(torch.arange(int(lengths.max())), lengths[:, None] - 1)
-    return frames[index.flatten()].float().unflatten(0, index.shape)
+    return frames[index.flatten()].unflatten(0, index.shape)

@@ -32,7 +32,7 @@ class FrameFile:
 
     def write(self, first: int, frames: torch.Tensor) -> None:
         """Write rows from number `first` on: (rows, size)."""
-        content = memoryview(frames.contiguous().numpy()).cast("B")
+        content = memoryview(frames.float().contiguous().numpy()).cast("B")
         with naming_file(self.directory):
             self._file.seek(first * self.size * 4)
             while content:  # a nearly full disk takes a part
