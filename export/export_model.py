@@ -9,6 +9,7 @@ The suffix of --save is the format:
                   int64 (batch,), any batch and length; output `feats` float32 (num_layers, batch, seq_len, hidden_size)
     .torchscript  the same function as TorchScript, frozen, for LibTorch: torch.jit.load(file)(frames, lengths)
     .safetensors  the weights, with the configuration as metadata, for load_pretrained and others
+    .ckpt         a checkpoint of s3prl, for its upstream apc_local
 """
 
 import sys
@@ -26,8 +27,11 @@ import warnings
 import torch
 
 from apc_model import APCModel
+from export.s3prl_checkpoint import to_s3prl
 from load_pretrained_model import load_pretrained
-from utils.system.arguments import HelpFormatter, add_residual_option
+from utils.audio.front_ends import FRONT_ENDS
+from utils.corpus.normalization import MODES
+from utils.system.arguments import HelpFormatter, add_residual_option, nonnegative_float
 from utils.system.errors import InputError, run_script
 from utils.system.files import atomic_write, make_way_for
 from utils.training.checkpoints import CONFIG_KEY, describe_config
@@ -129,7 +133,7 @@ def to_safetensors(model: APCModel) -> bytes:
     return safetensors.torch.save(weights, {"format": "pt", CONFIG_KEY: _config_json(model)})
 
 
-EXPORTS = {".onnx": to_onnx, ".torchscript": to_torchscript, ".safetensors": to_safetensors}
+EXPORTS = {".onnx": to_onnx, ".torchscript": to_torchscript, ".safetensors": to_safetensors, ".ckpt": to_s3prl}
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -140,6 +144,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     help = f"Write or replace this file; its suffix is {', '.join(EXPORTS)}."
     add("--save", type=Path, required=True, metavar="FILE", help=help)
     add_residual_option(parser)
+    help = "Record that the model reads frames of this front end, if that is not what the checkpoint says."
+    add("--front_end", choices=FRONT_ENDS, help=help)
+    add("--dither", type=nonnegative_float, metavar="X", help="Record that they have this dither.")
+    add("--norm", choices=MODES, help="Record that they are normalised so.")
     args = parser.parse_args(arguments)
     if args.save.suffix not in EXPORTS:
         parser.error(f"--save must end in {', '.join(EXPORTS)}")
@@ -150,7 +158,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Write one file."""
     args = parse_arguments(arguments)
     make_way_for(args.save, args.checkpoint)
-    content = EXPORTS[args.save.suffix](load_pretrained(args.checkpoint, residual=args.residual))
+    model = load_pretrained(args.checkpoint, residual=args.residual)
+    model.frame_spec = model.frame_spec.changed(args.front_end, args.dither, args.norm)
+    content = EXPORTS[args.save.suffix](model)
     with atomic_write(args.save) as file:
         file.write(content)
     print(f"{args.save}: {len(content):,} bytes")

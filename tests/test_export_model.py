@@ -108,9 +108,10 @@ def test_one_command_writes_each_kind(batch, tmp_path, capsys):
     torch.save(model.state_dict(), checkpoint)
     for suffix in export_model.EXPORTS:
         save = tmp_path / "out" / f"apc{suffix}"
-        export_model.main(["--checkpoint", str(checkpoint), "--save", str(save)])
+        export_model.main(["--checkpoint", str(checkpoint), "--save", str(save), "--front_end", "s3prl"])
         assert str(save) in capsys.readouterr().out and save.stat().st_size > 1000
-    assert load_pretrained(tmp_path / "out" / "apc.safetensors").time_shift == 3
+    loaded = load_pretrained(tmp_path / "out" / "apc.safetensors")
+    assert loaded.time_shift == 3 and loaded.frame_spec == FrameSpec.of_front_end(FRONT_ENDS["s3prl"])
     with pytest.raises(SystemExit):
         export_model.main(["--checkpoint", str(checkpoint), "--save", str(tmp_path / "apc.bin")])
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from test_apc_model import make_models
+from test_s3prl import make_model
 
 ROOT = Path(__file__).parent.parent
 CODE = """
@@ -13,16 +13,19 @@ import sys, torch
 root, checkpoint, out = sys.argv[1:]
 model = torch.hub.load(root, "apc", source="local", checkpoint=checkpoint, time_shift=4)
 assert not model.training and model.time_shift == 4
-torch.save(model.stream(torch.ones(1, 3, 6))[0], out)
+torch.save(model.stream(torch.ones(1, 3, 80))[0], out)
+options = {"front_end": "s3prl", "norm": "none"}
+upstream = torch.hub.load(root, "apc_upstream", source="local", checkpoint=checkpoint, **options)
+assert upstream([torch.zeros(720)])["last_hidden_state"].shape == (1, 3, 12)
 """
 
 
 def test_torch_hub_gives_the_model_ready_for_use_from_another_directory(tmp_path):
-    model, _ = make_models()
-    checkpoint = tmp_path / "bs32-rhl3-rhs9-rd0-adam-res-ts3.pt"
+    model = make_model()
+    checkpoint = tmp_path / "bs32-rhl3-rhs12-rd0-adam-res-ts3.pt"
     torch.save(model.state_dict(), checkpoint)
     command = [sys.executable, "-c", CODE, ROOT, checkpoint, tmp_path / "feats.pt"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     feats = torch.load(tmp_path / "feats.pt", weights_only=True)
-    torch.testing.assert_close(feats, model(torch.ones(1, 3, 6), [3])[1])
+    torch.testing.assert_close(feats, model(torch.ones(1, 3, 80), [3])[1])

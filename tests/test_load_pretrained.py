@@ -204,6 +204,19 @@ def test_where_nothing_tells_of_a_residual_the_user_is_asked(tmp_path):
     assert load_pretrained(tmp_path / "mine.pt", residual=False, time_shift=2).time_shift == 2
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_checkpoint_of_another_project_loads_where_residual_is_said(tmp_path, residual):
+    """LiveSpeechPortraits and others save the released network under names of their own."""
+    model, _ = make_models(residual=residual)
+    torch.save(model.state_dict(), tmp_path / "APC_epoch_160.model")
+    with pytest.raises(InputError, match=r"APC_epoch_160\.model.*residual=True or False"):
+        load_pretrained(tmp_path / "APC_epoch_160.model")
+    loaded = load_pretrained(tmp_path / "APC_epoch_160.model", residual=residual)
+    assert loaded.frame_spec.front_end is None
+    for ours, theirs in zip(loaded(*make_batch()), model(*make_batch()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def spoilt(state):
     """Checkpoints that must be refused, each with what the refusal names."""
     without = {k: v for k, v in state.items() if k != "rnns.1.bias_hh_l0"}

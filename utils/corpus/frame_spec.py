@@ -93,6 +93,21 @@ class FrameSpec:
             return Normalizer.from_json(self.normalization, "the model's normalisation")
         return Normalizer(self.norm) if self.norm and scope(self.norm) in ("utterance", "none") else None
 
+    def changed(
+        self, front_end: str | None = None, dither: float | None = None, norm: str | None = None
+    ) -> "FrameSpec":
+        """These frames, but as far as given made otherwise. Another front end brings its own dither and norm.
+
+        Raises:
+            InputError: there is no front end or no norm of that name.
+        """
+        if norm not in (None, *MODES):
+            raise InputError(f"no norm is named {norm!r:.40}: there are {', '.join(MODES)}")
+        is_same = front_end in (None, self.front_end)
+        spec = self if is_same else FrameSpec.of_front_end(find_front_end(front_end))
+        spec = spec if dither is None else replace(spec, dither=dither)
+        return spec if norm in (None, spec.norm) else replace(spec, norm=norm, normalization=None)
+
     def scaled_by(self, normalizer: Normalizer) -> "FrameSpec":
         """These frames, normalised; the statistics are kept where they are those of all speakers."""
         is_global = scope(normalizer.mode) == "global"

@@ -22,6 +22,7 @@ from utils.system.errors import InputError, one_line
 from utils.system.files import read_json
 from utils.system.reading import read_bytes
 from utils.system.untrusted import load_untrusted
+from utils.training import s3prl_frames
 
 # bs32-rhl3-rhs512-rd0-adam-res-ts3.pt: batch size, layers, hidden size, dropout, optimizer, residual, time shift
 RELEASED_NAME = re.compile(r"bs\d+-rhl\d+-rhs\d+-rd[\d.]+-\w+(?P<residual>-res)?-ts(?P<time_shift>\d+)")
@@ -75,6 +76,7 @@ def read_checkpoint(path: str | Path, residual: bool | None = None, time_shift: 
         state, own_config = _read_pytorch(path)
     weights, is_s3prl = _released_names(path, state)
     mel_dim, prenet, rnn = _sizes(path, weights)
+    _check_sizes(path, rnn, own_config)
     facts = _known_facts(path, own_config, is_s3prl)
     residual = facts.residual if residual is None else residual
     if residual is None:
@@ -113,15 +115,12 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     return weights, {CONFIG_KEY: _parse_config(path, text)}
 
 
-def _parse_config(path: Path, text: Any) -> dict[str, Any]:
+def _parse_config(path: Path, text: Any) -> Any:
     """The configuration in the metadata of a file."""
     try:
-        config = json.loads(text)
+        return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: its {CONFIG_KEY} is no JSON: {one_line(error, 200)}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is damaged: its {CONFIG_KEY} is a {type(config).__name__}")
-    return config
 
 
 def describe_config(model: torch.nn.Module) -> dict[str, Any]:
@@ -187,6 +186,15 @@ def _sizes(path: Path, weights: Mapping[str, torch.Tensor]) -> tuple[int, Prenet
     return mel_dim, prenet, RNNConfig(input_size, hidden_size, num_layers, 0.0, False, rnn_type)
 
 
+def _check_sizes(path: Path, rnn: RNNConfig, own_config: dict[str, Any]) -> None:
+    """Refuse weights of other sizes than the file's own configuration says, as of a layer that is missing."""
+    said = _search(own_config.get(CONFIG_KEY), "rnn") or _search(own_config, "paras")
+    for key in ("num_layers", "hidden_size"):
+        size, found = _search(said, key), getattr(rnn, key)
+        if size is not None and not (isinstance(size, int) and size == found):
+            raise InputError(f"{path}: {key} is {one_line(size, 40)} in its configuration, and {found} in its weights")
+
+
 def _has_postnet(weights: Mapping[str, torch.Tensor]) -> bool:
     return any(key.startswith("postnet.") for key in weights)
 
@@ -205,7 +213,10 @@ def _count(weights: Mapping[str, torch.Tensor], pattern: str) -> int:
 
 def _known_facts(path: Path, own_config: dict[str, Any], is_s3prl: bool) -> Facts:
     """Residual and time shift, from the file's own configuration, config.json beside the file, or its name."""
-    if config := own_config.get(CONFIG_KEY):
+    config = own_config.get(CONFIG_KEY, {})
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is damaged: its {CONFIG_KEY} is a {type(config).__name__}")
+    if config:
         first = _search(config, "first_residual_layer")
         if not isinstance(first, int | None) or (first or 0) < 0:
             raise InputError(f"{path}: first_residual_layer {one_line(first, 40)} is not a layer")
@@ -222,7 +233,8 @@ def _known_facts(path: Path, own_config: dict[str, Any], is_s3prl: bool) -> Fact
         # s3prl's configuration, or, where that does not tell, the command line's options that stand beside it
         places = [own_config.get("config"), own_config]
         residual, time_shift = (_search(places, key) for key in ("residual", "n_future"))
-        frame_spec = FrameSpec.of_front_end(FRONT_ENDS["s3prl"])
+        audio = _search(places, "audio")
+        frame_spec = s3prl_frames.spec_of(audio if isinstance(audio, Mapping) else {})
         return _facts(path, residual, time_shift)._replace(first_residual_layer=1, frame_spec=frame_spec)
     if match := RELEASED_NAME.search(path.name):
         frame_spec = FrameSpec.of_front_end(FRONT_ENDS["released"])
