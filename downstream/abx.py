@@ -19,7 +19,7 @@ import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 import argparse
 
 from downstream.probing.abx import AbxOptions, abx_errors, corpus_triphones, write_items
-from downstream.probing.arguments import add_feature_options, make_parser
+from downstream.probing.arguments import add_feature_options, make_parser, parse_feature_arguments
 from downstream.probing.corpus import chosen_features, load_corpus
 from downstream.probing.splits import DEV, TEST
 from utils.system.arguments import positive
@@ -41,7 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     help = "Skip triphones with one of these phones."
     add("--silence", nargs="*", default=list(default.silence), metavar="PHONE", help=help)
     add("--items", type=Path, metavar="FILE", help="Write the triphones to this file, in the format of ZeroSpeech.")
-    return parser.parse_args(arguments)
+    return parse_feature_arguments(parser, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

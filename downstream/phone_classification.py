@@ -20,7 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from downstream.probing.arguments import add_feature_options, add_probe_options, make_parser, probe_options
+from downstream.probing.arguments import (
+    add_feature_options,
+    add_perceptron_options,
+    make_parser,
+    parse_feature_arguments,
+    probe_options,
+)
 from downstream.probing.corpus import chosen_features, load_corpus
 from downstream.probing.phones import classify_phones
 from downstream.probing.probes import CLASSIFIERS
@@ -48,8 +54,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--context", type=natural, nargs="+", default=[0], metavar="FRAMES", help=help)
     help = "Softmax regression, or a perceptron with one or three hidden layers."
     parser.add_argument("--classifier", choices=CLASSIFIERS, default=CLASSIFIERS[0], help=help)
-    add_probe_options(parser)
-    args = parser.parse_args(arguments)
+    add_perceptron_options(parser)
+    args = parse_feature_arguments(parser, arguments)
     if len(args.context) > 2:
         parser.error("--context takes one number or two")
     args.context = (args.context[0], args.context[-1])

@@ -29,7 +29,7 @@ from functools import partial
 import torch
 
 from apc_model import APCModel
-from downstream.probing.arguments import add_probe_options, make_parser, probe_options
+from downstream.probing.arguments import add_perceptron_options, make_parser, probe_options
 from downstream.probing.corpus import load_corpus
 from downstream.probing.plan import Plan, choose_best
 from downstream.probing.probes import CLASSIFIERS
@@ -63,7 +63,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=positive, default=8, help="Utterances in a batch in training APC.")
     help = "Stack log Mel with this many frames before and after each; and, causal, twice as many before."
     add("--context", type=positive, default=5, help=help)
-    add_probe_options(parser)
+    add_perceptron_options(parser)
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(arguments)

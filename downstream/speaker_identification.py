@@ -16,10 +16,16 @@ import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 
 import argparse
 
-from downstream.probing.arguments import add_feature_options, make_parser
+from downstream.probing.arguments import (
+    add_feature_options,
+    add_probe_options,
+    make_parser,
+    parse_feature_arguments,
+    probe_options,
+)
 from downstream.probing.corpus import chosen_features, load_corpus
 from downstream.probing.scoring import percent
-from downstream.probing.speakers import identify
+from downstream.probing.speakers import PROBE, identify
 from utils.system.errors import run_script
 from utils.system.files import make_way_for, write_json
 
@@ -28,7 +34,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, "Train each classifier with this many seeds.")
     add_feature_options(parser)
-    return parser.parse_args(arguments)
+    add_probe_options(parser, PROBE, "Utterances")
+    return parse_feature_arguments(parser, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     corpus = load_corpus(args)
     results = {}
     for name, features in chosen_features(corpus, args).items():
-        results[name] = [identify(corpus, features, seed) for seed in range(args.seed, args.seed + args.seeds)]
+        seeds = range(args.seed, args.seed + args.seeds)
+        results[name] = [identify(corpus, features, seed, probe_options(args)) for seed in seeds]
         print(f"{name}: error {percent(results[name])} %")
     if args.save:
         write_json(args.save, results)

@@ -18,7 +18,7 @@ import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 
 import argparse
 
-from downstream.probing.arguments import add_feature_options, make_parser
+from downstream.probing.arguments import add_feature_options, make_parser, parse_feature_arguments
 from downstream.probing.corpus import chosen_features, load_corpus
 from downstream.probing.speakers import make_trials, read_trials, verify
 from downstream.probing.splits import TEST
@@ -32,7 +32,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_feature_options(parser)
     help = "Read the trials from this file: lines of `1 utterance utterance`, 0 for other speakers."
     parser.add_argument("--trials", type=Path, metavar="FILE", help=help)
-    return parser.parse_args(arguments)
+    return parse_feature_arguments(parser, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

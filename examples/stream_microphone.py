@@ -40,10 +40,12 @@ SAMPLE_BYTES = 2  # of the samples on stdin
 SAMPLES_PER_MS = SAMPLE_RATE // 1000
 
 
-def file_pieces(path: Path, channel: int | None, piece_samples: int, realtime: bool) -> Iterator[np.ndarray]:
+def file_pieces(
+    path: Path, channel: int | None, resample: bool, piece_samples: int, realtime: bool
+) -> Iterator[np.ndarray]:
     """A file's samples (samples,) in small pieces, with `realtime` no earlier than from a microphone."""
     start, played = time.perf_counter(), 0
-    for block in waveform_blocks(path, channel, resample=True):
+    for block in waveform_blocks(path, channel, resample):
         for piece in np.split(block, range(piece_samples, len(block), piece_samples)):
             played += len(piece)
             if realtime:
@@ -105,6 +107,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", required=True, help="Any that load_pretrained reads.")
     add("--wav", type=Path, metavar="FILE", help="Play this audio file instead of reading stdin.")
     add("--channel", type=natural, metavar="I", help="Take this channel of a file with several, counted from 0.")
+    add("--resample", action="store_true", help="Convert a file of another sample rate to 16 kHz.")
     help = "Scale frames by this: a normalization.json, or a directory that holds one."
     add("--norm_from", type=Path, metavar="PATH", help=help)
     add("--speaker", default="", help="Scale by the mean and variance of this speaker, where it has several.")
@@ -149,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     listener, piece_samples = make_listener(args, model), args.piece_ms * SAMPLES_PER_MS
     pieces = stdin_pieces(piece_samples)
     if args.wav:
-        pieces = file_pieces(args.wav, args.channel, piece_samples, args.realtime)
+        pieces = file_pieces(args.wav, args.channel, args.resample, piece_samples, args.realtime)
     features, latencies = follow(listener, pieces)
     if not features:
         raise InputError("less than 25 ms of audio, which is one frame")

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from utils.corpus.prepared import TENSOR_SUFFIX, load_lengths, load_utterance
+from utils.corpus.output_directory import suffix_of
+from utils.corpus.prepared import load_lengths, load_utterance
 from utils.features.feature_files import ARK
 from utils.kaldi.write_archives import write_ark, write_blogmel
 from utils.system.arguments import HelpFormatter
@@ -29,7 +30,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="DIR", help="Read this directory of .pt files and lengths.pkl.")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Read this directory of .pt or .npy files and lengths.pkl.",
+    )
     help = "Write or replace this file: .blogmel (also .xz, .gz), or .ark with an .scp."
     add("--save", type=Path, required=True, metavar="FILE", help=help)
     help = "Round the numbers of a .blogmel to this many decimals; by default they are exact."
@@ -44,16 +51,16 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def read_features(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Each utterance's id and true frames, (frames, size) float32, in the order of lengths.pkl."""
-    lengths = load_lengths(directory)
+    lengths, suffix = load_lengths(directory), suffix_of(directory)
     for utterance, length in tqdm(lengths.items(), unit=" utterances", disable=None):
-        yield utterance, load_utterance(directory / f"{utterance}{TENSOR_SUFFIX}", length)[:length].numpy()
+        yield utterance, load_utterance(directory / f"{utterance}{suffix}", length)[:length].numpy()
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Write one archive."""
     args = parse_arguments(arguments)
     if (args.data / ARK).exists():
-        raise InputError(f"{args.data} was extracted with --format ark; this script reads --format pt")
+        raise InputError(f"{args.data} was extracted with --format ark; this script reads --format pt and npy")
     make_way_for(args.save)
     features = read_features(args.data)
     is_ark = args.save.suffix == ".ark"

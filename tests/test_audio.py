@@ -142,6 +142,11 @@ def test_a_speaker_that_no_rule_tells_is_an_error(corpus, tmp_path):
     (tmp_path / "utt2spk").write_text("1-7-0000 x\n1-7-0000 y\n")
     with pytest.raises(InputError, match=r"utt2spk:2: utterance 1-7-0000 has two speakers"):
         prepare_audio(corpus, tmp_path / "out", "--utt2spk", tmp_path / "utt2spk")
+    (tmp_path / "a.blogmel").write_text("cat\n1 2\n3 4\n.\n")
+    with pytest.raises(
+        InputError, match=r"a\.blogmel:1: utterance cat: the id cat does not name a speaker; give --utt2"
+    ):
+        prepare(tmp_path / "a.blogmel", tmp_path / "cats", "--norm", "speaker")
 
 
 def test_an_utterance_of_no_known_speaker_can_be_left_out(corpus, tmp_path):
@@ -209,7 +214,7 @@ def test_a_wav_that_was_cut_off_is_found_out(tmp_path):
 def test_a_speaker_without_variance_is_named_or_left_out(tmp_path):
     (tmp_path / "a.blogmel").write_text("x-1-1\n1 2\n1 3\n.\ny-1-1\n1 2\n2 3\n.\n")
     with pytest.raises(InputError, match="speaker x: bin 1 of 2 has zero variance over 2 frames"):
-        prepare(tmp_path / "a.blogmel", tmp_path / "out", "--norm", "speaker")
+        prepare(tmp_path / "a.blogmel", tmp_path / "cats", "--norm", "speaker")
     prepare(tmp_path / "a.blogmel", tmp_path / "out", "--norm", "speaker", "--on_error", "skip")
     assert frames_of(tmp_path / "out")["y-1-1"].tolist() == [[-1, -1], [1, 1]]
     assert (tmp_path / "out" / "skipped.txt").read_text().startswith("x-1-1\t")

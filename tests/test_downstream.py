@@ -93,6 +93,8 @@ def test_speakers_who_sound_apart_are_verified_and_identified(corpus, tmp_path):
     assert results(tmp_path)["log Mel"]["cosine"] < 0.3
     speaker_identification.main(arguments(corpus, tmp_path, "--seeds", 2))
     assert results(tmp_path)["log Mel"] == [0, 0]
+    speaker_identification.main(arguments(corpus, tmp_path, "--seeds", 1, "--probe_learning_rate", 1e-30))
+    assert results(tmp_path)["log Mel"] != [0]
 
 
 def test_triphones_that_sound_apart_are_told_apart_without_training(corpus, tmp_path, capsys):
@@ -118,6 +120,8 @@ def test_layers_of_a_checkpoint_are_probed_by_number_or_all(corpus, tmp_path):
 def test_what_a_probe_cannot_do_is_said_before_the_work(corpus, tmp_path):
     with pytest.raises(InputError, match="is a directory: give a file to write"):
         speaker_verification.main([*arguments(corpus, tmp_path)[:-1], str(tmp_path)])
+    with pytest.raises(SystemExit):  # which layer of log Mel?
+        speaker_verification.main(arguments(corpus, tmp_path, "--layer", "1"))
     assert not (tmp_path / "out").exists()
     checkpoint = tmp_path / "bs8-rhl2-rhs16-rd0-adam-res-ts3.pt"
     torch.save(run_all.random_model(RNNConfig(80, 16, 2, 0.0, True), 0).state_dict(), checkpoint)

@@ -81,6 +81,22 @@ def test_features_that_are_not_finite_are_refused_and_nothing_is_written(tmp_pat
     assert not (tmp_path / name).exists()
 
 
+def test_an_array_is_exported_as_a_tensor_is(tmp_path):
+    data, arrays = make_prepared(tmp_path / "data", [7, 5]), tmp_path / "arrays"
+    arrays.mkdir()
+    (arrays / "made_from.json").write_text('{"format": "npy"}')
+    save_lengths(arrays, load_lengths(data))
+    for path in data.glob("*.pt"):
+        np.save(arrays / f"{path.stem}.npy", load_tensor(path).numpy())
+    for directory in (data, arrays):
+        export(directory, directory.with_suffix(".blogmel"))
+    assert arrays.with_suffix(".blogmel").read_bytes() == data.with_suffix(".blogmel").read_bytes()
+    for content in (b"", (arrays / "spk1-0001.npy").read_bytes()[:-4], np.array({"a": 1}).dumps()):
+        (arrays / "spk1-0001.npy").write_bytes(content)
+        with pytest.raises(InputError, match=r"spk1-0001\.npy is damaged, or no array of numbers"):
+            export(arrays, tmp_path / "f.ark")
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -191,6 +191,15 @@ def test_one_channel_of_a_file_is_followed(listening, example, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "new" / "live.npy"), expected, atol=1e-5)
 
 
+def test_a_file_of_another_rate_is_converted_when_asked(listening, example, tmp_path, capsys):
+    soundfile.write(tmp_path / "slow.wav", soundfile.read(SPEECH)[0][::2], 8000)
+    play = [*listening[0], "--wav", str(tmp_path / "slow.wav"), "--no-realtime"]
+    with pytest.raises(InputError, match="8000 Hz, not 16000 Hz; --resample converts it"):
+        example.main(play)
+    example.main([*play, "--resample"])
+    assert f"{len(listening[1])} frames" in capsys.readouterr().out
+
+
 def test_a_microphones_samples_come_by_stdin(listening, tmp_path):
     options, expected = listening
     samples, _ = soundfile.read(SPEECH, dtype="int16")

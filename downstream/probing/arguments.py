@@ -49,24 +49,42 @@ def add_feature_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the features to probe, and for the file of results."""
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="FILE", help="Probe this APC's hidden states instead of log Mel.")
-    add("--layer", default="-1", help="Which layer of the checkpoint: a number, -1 for the last, or all.")
+    add("--layer", help="Which layer of the checkpoint: a number, -1 for the last (the default), or all.")
     add_residual_option(parser)
     add("--save", type=Path, metavar="FILE", help="Write the results to this file, as JSON.")
 
 
-def add_probe_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for training probes."""
-    add, default = parser.add_argument, DEFAULTS
-    add("--probe_hidden_size", type=positive, default=default.hidden_size, help="Hidden size of mlp1 and mlp3.")
+def parse_feature_arguments(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Read a command line with the options of `add_feature_options`; those of a checkpoint are refused without one."""
+    args = parser.parse_args(arguments)
+    if args.checkpoint is None and (args.layer, args.residual) != (None, None):
+        parser.error("--layer and --residual are for a --checkpoint, and none is given")
+    args.layer = args.layer or "-1"
+    return args
+
+
+def add_probe_options(
+    parser: argparse.ArgumentParser, default: ProbeOptions = DEFAULTS, examples: str = "Frames"
+) -> None:
+    """Add the options for training probes, linear classifiers of these examples."""
+    add = parser.add_argument
     help = "Initial learning rate of Adam for probes."
     add("--probe_learning_rate", type=positive_float, default=default.learning_rate, help=help)
-    add("--probe_batch_size", type=positive, default=default.batch_size, help="Frames in a batch of a probe.")
+    add("--probe_batch_size", type=positive, default=default.batch_size, help=f"{examples} in a batch of a probe.")
     add("--probe_epochs", type=positive, default=default.max_epochs, help="Maximum number of epochs of a probe.")
     help = "Stop training a probe after this many epochs without a lower error on dev."
     add("--patience", type=positive, default=default.patience, help=help)
 
 
+def add_perceptron_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for probes that may be perceptrons as well."""
+    add_probe_options(parser)
+    help = "Hidden size of mlp1 and mlp3."
+    parser.add_argument("--probe_hidden_size", type=positive, default=DEFAULTS.hidden_size, help=help)
+
+
 def probe_options(args: argparse.Namespace) -> ProbeOptions:
-    """The settings of the options of `add_probe_options`."""
-    sizes = args.probe_hidden_size, args.probe_learning_rate, args.probe_batch_size
-    return ProbeOptions(*sizes, args.probe_epochs, args.patience)
+    """The settings of the options of `add_perceptron_options` or `add_probe_options`."""
+    hidden_size = vars(args).get("probe_hidden_size", DEFAULTS.hidden_size)
+    settings = args.probe_learning_rate, args.probe_batch_size, args.probe_epochs, args.patience
+    return ProbeOptions(hidden_size, *settings)

@@ -27,7 +27,7 @@ class Trials(NamedTuple):
     is_same: np.ndarray
 
 
-def identify(corpus: Corpus, features: FeatureSets, seed: int) -> float:
+def identify(corpus: Corpus, features: FeatureSets, seed: int, options: ProbeOptions = PROBE) -> float:
     """Train a linear classifier of speakers on train, with early stopping on dev; return its error on test.
 
     Raises:
@@ -43,7 +43,7 @@ def identify(corpus: Corpus, features: FeatureSets, seed: int) -> float:
     for name in SETS:
         speakers = torch.tensor([names.index(speaker) for speaker in corpus.speakers_of(name)])
         sets[name] = Labelled(features[name].pooled, speakers)
-    probe, *_ = train_probe(sets[TRAIN], sets[DEV], len(names), "linear", seed, PROBE)
+    probe, *_ = train_probe(sets[TRAIN], sets[DEV], len(names), "linear", seed, options)
     return probe.error(sets[TEST])
 
 

@@ -120,7 +120,7 @@ def _open_audio(path: str | Path) -> Iterator[_AudioFile]:
         except InputError as error:
             raise InputError(error.reason, str(path)) from error
         except soundfile.SoundFileError as error:
-            reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
+            reason = error.error_string.rstrip(".") if isinstance(error, soundfile.LibsndfileError) else error
             raise InputError(f"no audio, truncated or damaged: {one_line(reason, 200)}", str(path)) from error
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror or error}", str(path)) from error

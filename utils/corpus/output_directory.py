@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.audio.front_ends import with_front_end
-from utils.corpus.prepared import LENGTHS_FILE, TENSOR_SUFFIX, list_utterances, load_lengths, save_lengths
-from utils.system.errors import InputError, one_line
+from utils.corpus.prepared import ARRAY_SUFFIX, LENGTHS_FILE, TENSOR_SUFFIX, list_utterances, load_lengths, save_lengths
+from utils.system.errors import InputError, brief, one_line
 from utils.system.files import (
     atomic_write,
     lock_directory,
@@ -35,7 +35,7 @@ MADE_FROM_FILE = "made_from.json"
 PROGRESS_FILE = "progress.jsonl"
 SKIPPED_FILE = "skipped.txt"
 REMARKS_FILE = "shorter.txt"
-FILE_SUFFIXES = (TENSOR_SUFFIX, ".npy")  # of jobs that write a file per utterance
+FILE_SUFFIXES = (TENSOR_SUFFIX, ARRAY_SUFFIX)  # of jobs that write a file per utterance
 
 
 class OutputDirectory:
@@ -184,7 +184,7 @@ class OutputDirectory:
         for key in [*self._made_from, *before]:
             if before.get(key) != self._made_from.get(key):
                 old, new = before.get(key), self._made_from.get(key)
-                change = f"with {key} {one_line(old, 120)}, not {one_line(new, 120)}"
+                change = f"with {key} {brief(old, 120)}, not {brief(new, 120)}"
                 if isinstance(old or new, (dict, list)):  # of hashes
                     change = f"from other {key}"
                 raise InputError(f"{self.path} was made {change}; give another directory, or --overwrite")
@@ -231,6 +231,13 @@ class OutputDirectory:
                     self.done[utterance] = entry
                 whole += len(line)
         return claimed, whole
+
+
+def suffix_of(directory: Path) -> str:
+    """The suffix of the files by utterance in a directory that was made here or by the released script."""
+    path = directory / MADE_FROM_FILE
+    made_from = read_json(path) if path.exists() else {}
+    return next((suffix for suffix in FILE_SUFFIXES if suffix == _suffix(made_from)), TENSOR_SUFFIX)
 
 
 def _suffix(made_from: dict[str, Any]) -> str:

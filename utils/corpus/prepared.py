@@ -12,15 +12,16 @@ import pickletools
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from utils.system.errors import InputError, one_line
 from utils.system.files import atomic_write, check_utterance_id
-from utils.system.reading import MAX_FILE_BYTES, read_bytes
+from utils.system.reading import MAX_FILE_BYTES, open_regular, read_bytes, reading
 from utils.system.untrusted import load_untrusted
 
 LENGTHS_FILE = "lengths.pkl"
-TENSOR_SUFFIX = ".pt"
+TENSOR_SUFFIX, ARRAY_SUFFIX = ".pt", ".npy"
 MAX_LENGTHS_BYTES = 128 << 20  # of lengths.pkl: four million utterances
 MAX_FRAMES = MAX_FILE_BYTES // 4  # of an utterance: each has one number or more
 
@@ -40,7 +41,7 @@ def save_tensor(path: Path, frames: torch.Tensor) -> None:
 
 
 def load_tensor(path: str | Path, dims: int = 2) -> torch.Tensor:
-    """The tensor of a .pt file: float32, dense, on the CPU.
+    """The tensor of a .pt or .npy file: float32, dense, on the CPU.
 
     Args:
         path: the file.
@@ -49,12 +50,21 @@ def load_tensor(path: str | Path, dims: int = 2) -> torch.Tensor:
     Raises:
         InputError: the file is missing, damaged, would run code, or holds something else.
     """
-    loaded = load_untrusted(path)
+    loaded = _load_array(Path(path)) if Path(path).suffix == ARRAY_SUFFIX else load_untrusted(path)
     if not isinstance(loaded, torch.Tensor):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not a tensor")
     if loaded.dtype != torch.float32 or loaded.dim() != dims:
         raise InputError(f"{path} holds {loaded.dtype} {tuple(loaded.shape)}, not float32 with {dims} dimensions")
     return loaded.detach()
+
+
+def _load_array(path: Path) -> torch.Tensor:
+    """The array of a .npy file, which is never larger than the file."""
+    with reading(path), open_regular(path):
+        try:
+            return torch.from_numpy(np.array(np.lib.format.open_memmap(path, "r")))  # refuses pickled objects
+        except (ValueError, TypeError, EOFError) as error:
+            raise InputError(f"{path} is damaged, or no array of numbers: {one_line(error, 200)}") from error
 
 
 def save_lengths(directory: Path, lengths: Mapping[str, int]) -> None:

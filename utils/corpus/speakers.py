@@ -83,7 +83,7 @@ class Speakers:
             raise InputError(f"{self.source} has no speaker for utterance {one_line(utterance, 80)}")
         if found := LIBRISPEECH_ID.fullmatch(utterance):
             return found["speaker"]
-        raise InputError(f"utterance {utterance}: its id does not name a speaker; give --utt2spk, or another --norm")
+        raise InputError(f"the id {utterance} does not name a speaker; give --utt2spk, or another --norm")
 
     def group(self, utterance: Utterance, over: str) -> str:
         """Whose statistics an utterance shares over 'speaker' or 'global': its speaker's, or EVERYBODY's."""

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_SIGNAL_BASE = 128  # exit code of a process that ends by signal n: 128 + n, as shells and schedulers expect
+HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")  # SHA-256
 OUT_OF_MEMORY = re.compile("(can't allocate|not enough|out of) memory")  # messages of PyTorch's allocators
 
 
@@ -40,18 +41,28 @@ def one_line(text: object, limit: int = 400) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
+def brief(value: object, limit: int = 60) -> str:
+    """The value of a setting on one line, a hash by its first digits."""
+    return one_line(HASH.sub(r"\1...", str(value)), limit)
+
+
 def describe_changes(
     before: Mapping[str, object],
     after: Mapping[str, object],
     ignored: Collection[str] = (),
     template: str = "{key} was {before} and is now {after}",
 ) -> str:
-    """Describe on one line the keys whose values differ; empty where none does."""
-    return "; ".join(
-        template.format(key=key, before=one_line(before.get(key), 60), after=one_line(after.get(key), 60))
-        for key in {**before, **after}
-        if key not in ignored and before.get(key) != after.get(key)
-    )
+    """Describe on one line the keys whose values differ; empty where none does. Of dictionaries, the keys in them."""
+    changes = []
+    for key in {**before, **after}:
+        old, new = before.get(key), after.get(key)
+        if key in ignored or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes.append(describe_changes(old, new, template=template.replace("{key}", f"{key}.{{key}}")))
+        else:
+            changes.append(template.format(key=key, before=brief(old), after=brief(new)))
+    return "; ".join(changes)
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
