@@ -22,7 +22,7 @@ from utils.corpus.prepared import TENSOR_SUFFIX, list_utterances, load_tensor
 from utils.system.errors import InputError
 from utils.system.reading import read_bytes
 
-__all__ = ["Batch", "BatchOrder", "BatchReader", "LibriSpeech", "find_split", "load_split"]
+__all__ = ["Batch", "BatchOrder", "BatchReader", "LibriSpeech", "draw", "find_split", "load_split"]
 ORIGIN_FILES = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
 
 
@@ -83,8 +83,7 @@ class LibriSpeech(Dataset):
         if self.fraction == 1:
             return 0
         before = len(self)
-        draws = [hashlib.sha256(f"{self.seed} {self.utterance(index)}".encode()).digest() for index in range(before)]
-        drawn = sorted(sorted(range(before), key=draws.__getitem__)[: max(1, round(self.fraction * before))])
+        drawn = draw([self.utterance(index) for index in range(before)], self.fraction, self.seed)
         self.files, self.lengths = [self.files[i] for i in drawn], [self.lengths[i] for i in drawn]
         return before - len(self)
 
@@ -146,6 +145,12 @@ class LibriSpeech(Dataset):
         for file, length in zip(self.files, self.lengths, strict=True):
             digest.update(f"{file.name} {length}\n".encode())
         return digest.hexdigest()
+
+
+def draw(utterances: Sequence[str], fraction: float, seed: int) -> list[int]:
+    """The indices of a random fraction of utterances, one at least, in order. A smaller fraction is a subset."""
+    draws = [hashlib.sha256(f"{seed} {utterance}".encode()).digest() for utterance in utterances]
+    return sorted(sorted(range(len(draws)), key=draws.__getitem__)[: max(1, round(fraction * len(draws)))])
 
 
 def find_split(root: str | Path, name: str) -> Path:

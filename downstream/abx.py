@@ -18,11 +18,17 @@ import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 
 import argparse
 
-from downstream.probing.abx import AbxOptions, abx_errors, corpus_triphones, write_items
-from downstream.probing.arguments import add_feature_options, make_parser, parse_feature_arguments
+from downstream.probing.abx import abx_errors, corpus_triphones, write_items
+from downstream.probing.arguments import (
+    abx_options,
+    add_abx_options,
+    add_feature_options,
+    add_silence_option,
+    make_parser,
+    parse_feature_arguments,
+)
 from downstream.probing.corpus import chosen_features, load_corpus
 from downstream.probing.splits import DEV, TEST
-from utils.system.arguments import positive
 from utils.system.device import pick_device
 from utils.system.errors import InputError, run_script
 from utils.system.files import make_way_for, write_json
@@ -32,14 +38,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     add_feature_options(parser)
-    add, default = parser.add_argument, AbxOptions()
+    add_abx_options(parser)
+    add_silence_option(parser)
+    add = parser.add_argument
     add("--set", choices=(DEV, TEST), default=TEST, help="Compare triphones of this set.")
-    help = "Draw at most this many triphones of a speaker and the same three phones."
-    add("--max_items", type=positive, default=default.max_items, metavar="N", help=help)
-    help = "Across speakers, draw at most this many other speakers for each speaker and the same three phones."
-    add("--max_speakers", type=positive, default=default.max_speakers, metavar="N", help=help)
-    help = "Skip triphones with one of these phones."
-    add("--silence", nargs="*", default=list(default.silence), metavar="PHONE", help=help)
     add("--items", type=Path, metavar="FILE", help="Write the triphones to this file, in the format of ZeroSpeech.")
     return parse_feature_arguments(parser, arguments)
 
@@ -49,8 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     for path in filter(None, (args.save, args.items)):
         make_way_for(path)
-    options = AbxOptions(args.max_items, args.max_speakers, args.seed, tuple(args.silence))
-    device = pick_device(args.device)
+    options, device = abx_options(args), pick_device(args.device)
     corpus = load_corpus(args)
     triphones = corpus_triphones(corpus, options, args.set)
     print(f"{args.set}: {len(triphones.rows)} triphones without silence")

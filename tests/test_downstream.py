@@ -12,7 +12,14 @@ import pytest
 import soundfile
 import torch
 
-from downstream import abx, phone_classification, run_all, speaker_identification, speaker_verification
+from downstream import (
+    abx,
+    phone_classification,
+    phone_recognition,
+    run_all,
+    speaker_identification,
+    speaker_verification,
+)
 from downstream.probing.report import Claim, Row
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
@@ -107,6 +114,25 @@ def test_triphones_that_sound_apart_are_told_apart_without_training(corpus, tmp_
         abx.main(arguments(corpus, tmp_path, "--silence", "HIGH", "LOW"))
 
 
+def test_phones_are_recognised_from_shares_of_the_training_set(corpus, tmp_path, capsys):
+    checkpoint = tmp_path / "bs8-rhl2-rhs16-rd0-adam-res-ts3.pt"
+    torch.save(run_all.random_model(RNNConfig(80, 16, 2, 0.0, True), 0).state_dict(), checkpoint)
+    quick = ["--seeds", "1", "--fractions", "0.5", "1", "--recogniser_epochs", "2", "--recogniser_hidden_size", "16"]
+    found = {}
+    for more in ((), ("--checkpoint", checkpoint), ("--checkpoint", checkpoint, "--fine_tune", "--layer", "0")):
+        phone_recognition.main(arguments(corpus, tmp_path, *quick, *more))
+        found |= results(tmp_path)
+    assert list(found) == ["log Mel", "layer 1", "layer 0, fine-tuned"]
+    for runs in found.values():
+        assert [(run["fraction"], run["utterances"]) for run in runs] == [(1, 12), (0.5, 6)]
+        assert all(0 <= run["error"] <= 1 for run in runs)
+    assert found["layer 0, fine-tuned"][0]["error"] < 0.4
+    assert "log Mel, 0.2 minutes labelled: phone error rate" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        phone_recognition.parse_arguments(["--data", str(corpus), "--fine_tune"])
+    assert "--fine_tune needs a --checkpoint" in capsys.readouterr().err
+
+
 def test_layers_of_a_checkpoint_are_probed_by_number_or_all(corpus, tmp_path):
     checkpoint = tmp_path / "bs8-rhl2-rhs16-rd0-adam-res-ts3.pt"
     torch.save(run_all.random_model(RNNConfig(80, 16, 2, 0.0, True), 0).state_dict(), checkpoint)
@@ -127,6 +153,9 @@ def test_what_a_probe_cannot_do_is_said_before_the_work(corpus, tmp_path):
     torch.save(run_all.random_model(RNNConfig(80, 16, 2, 0.0, True), 0).state_dict(), checkpoint)
     with pytest.raises(InputError, match="--layer mean: probes read one layer"):
         speaker_verification.main(arguments(corpus, tmp_path, "--checkpoint", checkpoint, "--layer", "mean"))
+    with pytest.raises(InputError, match="--layer mean: probes read one layer"):
+        mean = ("--checkpoint", checkpoint, "--layer", "mean", "--fine_tune")
+        phone_recognition.main(arguments(corpus, tmp_path, *mean))
     speaker_verification.main([*arguments(corpus, tmp_path)[:-1], str(tmp_path / "new" / "results.json")])
     assert (tmp_path / "new" / "results.json").exists()
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HEAVY = {
     "kaldiio", "soundfile", "soxr", "simdjson", "kaldi_native_fbank", "safetensors", "sklearn", "matplotlib",
-    "tensorboard",
+    "tensorboard", "rapidfuzz",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@
   states to probe, read from files a batch at a time.
 - phones, speakers: `classify_phones`; `identify`, `verify`, `make_trials`.
 - abx, dtw: `abx_errors`, the errors of ABX discrimination; `segment_distances`, by dynamic time warping.
+- recognition: `recognise`, phone error rates with little labelled speech, by CTC.
 - probes, scoring: `train_probe`, `score_phones`, `equal_error_rate`.
 - study, plan, training: `Study`, `choose_best`, `train`; report, plots: `write_report`.
 - arguments: options that the scripts share.

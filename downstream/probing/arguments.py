@@ -3,12 +3,23 @@
 import argparse
 from pathlib import Path
 
+from downstream.probing.abx import AbxOptions
 from downstream.probing.probes import ProbeOptions
+from downstream.probing.recognition import RecognitionOptions
 from utils.corpus.arguments import add_front_end_options
-from utils.system.arguments import HelpFormatter, add_residual_option, count, natural, positive, positive_float
+from utils.system.arguments import (
+    HelpFormatter,
+    add_residual_option,
+    count,
+    fraction,
+    natural,
+    positive,
+    positive_float,
+)
 
 NORMS = ("global", "global-mean", "speaker", "speaker-mean", "utterance", "utterance-mean")
 DEFAULTS = ProbeOptions()
+FRACTIONS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 
 
 def make_parser(description: str, seeds_help: str | None = None) -> argparse.ArgumentParser:
@@ -88,3 +99,55 @@ def probe_options(args: argparse.Namespace) -> ProbeOptions:
     hidden_size = vars(args).get("probe_hidden_size", DEFAULTS.hidden_size)
     settings = args.probe_learning_rate, args.probe_batch_size, args.probe_epochs, args.patience
     return ProbeOptions(hidden_size, *settings)
+
+
+def add_silence_option(parser: argparse.ArgumentParser) -> None:
+    """Add --silence: the phones that are no speech."""
+    default = list(AbxOptions().silence)
+    help = "The phones that are no speech, for ABX and recognition."
+    parser.add_argument("--silence", nargs="*", default=default, metavar="PHONE", help=help)
+
+
+def add_abx_options(parser: argparse.ArgumentParser) -> None:
+    """Add the limits of the triphones that ABX compares."""
+    add, default = parser.add_argument, AbxOptions()
+    help = "Draw at most this many triphones of a speaker and the same three phones."
+    add("--abx_items", type=positive, default=default.max_items, metavar="N", help=help)
+    help = "Across speakers, draw at most this many other speakers for each speaker and the same three phones."
+    add("--abx_speakers", type=positive, default=default.max_speakers, metavar="N", help=help)
+
+
+def abx_options(args: argparse.Namespace) -> AbxOptions:
+    """The settings of the options of `add_abx_options` and `add_silence_option`."""
+    return AbxOptions(args.abx_items, args.abx_speakers, args.seed, tuple(args.silence))
+
+
+def add_recognition_options(parser: argparse.ArgumentParser) -> None:
+    """Add the shares of labelled speech, and the options for training recognisers."""
+    add, default = parser.add_argument, RecognitionOptions()
+    help = "Train on these shares of the training set."
+    add("--fractions", type=fraction, nargs="+", default=list(FRACTIONS), metavar="SHARE", help=help)
+    help = "Hidden size of a recogniser's recurrent layer, in each direction."
+    add("--recogniser_hidden_size", type=positive, default=default.hidden_size, metavar="N", help=help)
+    help = "Highest learning rate of Adam for recognisers."
+    add("--recogniser_learning_rate", type=positive_float, default=default.learning_rate, metavar="RATE", help=help)
+    help = "Highest learning rate of a network that is fine-tuned with a recogniser."
+    add(
+        "--encoder_learning_rate", type=positive_float, default=default.encoder_learning_rate, metavar="RATE", help=help
+    )
+    help = "Utterances in a batch of a recogniser."
+    add("--recogniser_batch_size", type=positive, default=default.batch_size, metavar="N", help=help)
+    help = "Number of epochs of training a recogniser."
+    add("--recogniser_epochs", type=positive, default=default.epochs, metavar="N", help=help)
+
+
+def recognition_options(args: argparse.Namespace) -> RecognitionOptions:
+    """The settings of the options of `add_recognition_options` and `add_silence_option`."""
+    return RecognitionOptions(
+        hidden_size=args.recogniser_hidden_size,
+        learning_rate=args.recogniser_learning_rate,
+        encoder_learning_rate=args.encoder_learning_rate,
+        batch_size=args.recogniser_batch_size,
+        epochs=args.recogniser_epochs,
+        silence=tuple(args.silence),
+    )

@@ -96,8 +96,12 @@ def chosen_features(
         return {f"log Mel{around}": corpus.log_mel(context)}
     device = pick_device(args.device)
     model = load_pretrained(args.checkpoint, device, args.residual)
+    by_layer = corpus.hidden_states(model, device, chosen_layers(args, model))
+    return {f"layer {layer}": features for layer, features in by_layer.items()}
+
+
+def chosen_layers(args: argparse.Namespace, model: APCModel) -> list[int]:
+    """The layers that --layer names. Raises InputError for their mean, or where there is no such layer."""
     if args.layer == MEAN_OF_LAYERS:
         raise InputError(f"--layer {MEAN_OF_LAYERS}: probes read one layer; give a number, or {ALL_LAYERS} for each")
-    layers = pick_layers(args.layer, model.num_feats)
-    by_layer = corpus.hidden_states(model, device, layers)
-    return {f"layer {layer}": features for layer, features in by_layer.items()}
+    return pick_layers(args.layer, model.num_feats)

@@ -67,6 +67,12 @@ class PhoneLabels(NamedTuple):
         phones = np.where(is_covered, alignment.phones[segments], NO_PHONE)
         return FrameLabels(phones, np.where(is_covered, segments, NO_PHONE))
 
+    def spoken(self, utterance: str, frames: int) -> np.ndarray:
+        """The phones of an utterance in order, int64 (phones,), of those whose middle is in its frames' windows."""
+        alignment = self.alignments[utterance]
+        end = (frames * SHIFT_MS + WINDOW_MS - SHIFT_MS + self.late_ms) / 1000
+        return alignment.phones[(alignment.starts + alignment.ends) / 2 < end]
+
 
 def frame_centres(frames: int) -> np.ndarray:
     """The middle of each frame's window, (frames,) float64, in seconds."""

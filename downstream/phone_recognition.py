@@ -1,0 +1,86 @@
+"""Phone recognition with little labelled speech: a small recogniser is trained by CTC on shares of the training set.
+
+    python downstream/phone_recognition.py --data mboshi
+    python downstream/phone_recognition.py --data mboshi --checkpoint logs/foo.dir/foo__epoch_100.model --layer 1
+    python downstream/phone_recognition.py --data mboshi --checkpoint logs/foo.dir/foo__epoch_100.model --fine_tune
+
+Prints the phone error rate on the test set for each share, with mean and deviation over seeds: of log Mel, of frozen
+features, or of a network that is trained on with the recogniser. The recogniser: downstream/probing/recognition.py.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
+
+import argparse
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from downstream.probing.arguments import (
+    add_feature_options,
+    add_recognition_options,
+    add_silence_option,
+    make_parser,
+    parse_feature_arguments,
+    recognition_options,
+)
+from downstream.probing.corpus import Corpus, chosen_features, chosen_layers, load_corpus
+from downstream.probing.recognition import recognise
+from downstream.probing.scoring import percent
+from load_pretrained_model import load_pretrained
+from utils.system.device import pick_device
+from utils.system.errors import run_script
+from utils.system.files import make_way_for, write_json
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__, "Train each recogniser with this many seeds.")
+    add_feature_options(parser)
+    help = "Train the checkpoint's network up to --layer with the recogniser, instead of keeping it as it is."
+    parser.add_argument("--fine_tune", action="store_true", help=help)
+    add_recognition_options(parser)
+    add_silence_option(parser)
+    args = parse_feature_arguments(parser, arguments)
+    if args.fine_tune and not args.checkpoint:
+        parser.error("--fine_tune needs a --checkpoint")
+    return args
+
+
+def systems(corpus: Corpus, args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What to recognise from, by name: arguments of `recognise`."""
+    if not args.fine_tune:
+        for name, features in chosen_features(corpus, args).items():
+            yield name, {"features": features}
+        return
+    model = load_pretrained(args.checkpoint, residual=args.residual)
+    for layer in chosen_layers(args, model):
+        yield f"layer {layer}, fine-tuned", {"features": corpus.log_mel(), "encoder": model, "layer": layer}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Recognise, and print phone error rates."""
+    args = parse_arguments(arguments)
+    if args.save:
+        make_way_for(args.save)
+    device, options = pick_device(args.device), recognition_options(args)
+    corpus, results = load_corpus(args), {}
+    for name, system in systems(corpus, args):
+        results[name] = []
+        for share in sorted(set(args.fractions), reverse=True):
+            seeds = range(args.seed, args.seed + args.seeds)
+            runs = [recognise(corpus, **system, fraction=share, seed=n, options=options, device=device) for n in seeds]
+            errors, dev = (percent([run[key] for run in runs]) for key in ("error", "dev_error"))
+            minutes = statistics.fmean(run["minutes"] for run in runs)
+            print(f"{name}, {minutes:.1f} minutes labelled: phone error rate {errors} %; on dev {dev} %")
+            results[name] += [{"fraction": share, "seed": seed, **run} for seed, run in zip(seeds, runs, strict=True)]
+    if args.save:
+        write_json(args.save, results)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,271 @@
+"""Phone recognition with little labelled speech: a small recurrent recogniser, trained by CTC on frozen features.
+
+The recogniser is the same for all features: standardised frames, stacked by threes, go through one bidirectional GRU
+layer and a linear layer to log posteriors of phones and of CTC's blank. Silence is no phone: it is left to the blank.
+It is trained on a share of the training set; the epoch with the lowest error on dev is kept. One seed determines
+the share, the initial weights and the order of the data. A smaller share is a part of a larger one.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from apc_model import APCModel
+from datasets import draw
+from downstream.probing.corpus import Corpus
+from downstream.probing.labels import NO_PHONE
+from downstream.probing.probes import MIN_STD
+from downstream.probing.splits import SETS, TRAIN
+from utils.audio.frames import frames_to_hours
+from utils.rnn.layer import run_layer
+from utils.rnn.packing import Packing
+from utils.system.errors import InputError
+
+BLANK = 0  # the class of phone n is n + 1
+EVAL_BATCH = 32  # utterances
+POOL = 8  # batches that are sorted by length
+MIN_LABELLED = 0.5  # of an utterance's frames: of one with fewer, what was said is not known
+
+
+class RecognitionOptions(NamedTuple):
+    """The recogniser's sizes, and the settings of training it."""
+
+    hidden_size: int = 128  # of the recurrent layer, in each direction
+    stack: int = 3  # frames that are one step of the recurrent layer
+    dropout: float = 0.2  # after the recurrent layer
+    learning_rate: float = 6e-3  # the highest: it rises over the first tenth of training, and falls to 0
+    encoder_learning_rate: float = 5e-4  # the same of a network that is fine-tuned
+    batch_size: int = 16  # utterances
+    min_steps: int = 30  # of an epoch, at least: small shares are repeated
+    epochs: int = 16
+    silence: tuple[str, ...] = ("SIL", "SP", "SPN", "sil", "sp", "spn")
+
+
+class Recogniser(nn.Module):
+    """[encode, standardise, stack, bidirectional GRU, Linear]: features, or log Mel, to log posteriors of classes."""
+
+    def __init__(
+        self, mean: torch.Tensor, std: torch.Tensor, num_phones: int, options: RecognitionOptions,
+        encoder: APCModel | None = None, layer: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.encoder, self.layer = encoder, layer
+        self.stack, self.dropout = options.stack, options.dropout
+        self.register_buffer("mean", mean)  # (size,)
+        self.register_buffer("scale", torch.where(std > MIN_STD, 1 / std, 0.0))  # (size,)
+        self.rnns = nn.ModuleList(nn.GRU(len(mean) * options.stack, options.hidden_size) for _ in range(2))
+        self.output = nn.Linear(2 * options.hidden_size, num_phones + 1)
+
+    def forward(self, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, seq_len, size), int64 (batch,) -> (batch, steps, num_phones + 1), int64 (batch,) steps of each."""
+        if self.encoder is not None:
+            inputs = encode(self.encoder, inputs, lengths, self.layer)
+        is_true = torch.arange(inputs.size(1), device=inputs.device) < lengths.to(inputs.device)[:, None]
+        frames = (inputs - self.mean) * self.scale * is_true[:, :, None]
+        frames = F.pad(frames, (0, 0, 0, -frames.size(1) % self.stack)).unflatten(1, (-1, self.stack)).flatten(2)
+        steps = -(-lengths // self.stack)
+        batch, seq_len = frames.shape[:2]
+        packing = Packing.from_lengths(steps, seq_len, frames.device)
+        packed = frames.flatten(0, 1)[packing.index]  # (true steps, stack * size)
+        back = reversal(packing, steps.to(frames.device), seq_len)
+        outputs = [run_layer(self.rnns[0], packed, packing)[0], run_layer(self.rnns[1], packed[back], packing)[0][back]]
+        packed = F.dropout(torch.cat(outputs, 1), self.dropout, self.training)
+        log_posteriors = F.log_softmax(self.output(packed), 1)  # (true steps, classes)
+        padded = log_posteriors.new_zeros(batch * seq_len, log_posteriors.size(1))
+        return padded.index_copy(0, packing.index, log_posteriors).view(batch, seq_len, -1), steps
+
+
+def encode(model: APCModel, inputs: torch.Tensor, lengths: torch.Tensor, layer: int) -> torch.Tensor:
+    """The features of one layer: (batch, seq_len, mel_dim) -> (batch, seq_len, hidden_size), zero on padding."""
+    batch, seq_len = inputs.shape[:2]
+    packing = Packing.from_lengths(lengths, seq_len, inputs.device)
+    (packed,), _ = model.encode(inputs.flatten(0, 1)[packing.index], packing, layers=[layer])
+    return packed.new_zeros(batch * seq_len, packed.size(1)).index_copy(0, packing.index, packed).view(
+        batch, seq_len, -1
+    )  # fmt: skip
+
+
+def reversal(packing: Packing, lengths: torch.Tensor, seq_len: int) -> torch.Tensor:
+    """The rows of packed frames (frames, ...) that run through each sequence backwards: int64 (frames,)."""
+    sequence, time = packing.index // seq_len, packing.index % seq_len
+    rows = torch.empty(len(lengths) * seq_len, dtype=torch.int64, device=lengths.device)
+    rows[packing.index] = torch.arange(len(packing.index), device=lengths.device)
+    return rows[sequence * seq_len + lengths[sequence] - 1 - time]
+
+
+class Labelled(NamedTuple):
+    """Utterances and what is said in them."""
+
+    inputs: Sequence[torch.Tensor]  # of all utterances of a set, each (frames, size)
+    chosen: list[int]  # indices of the utterances
+    strings: list[torch.Tensor]  # of each chosen utterance, int64 (phones,), classes
+
+    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor, list]]:
+        """Padded inputs (batch, longest, size), lengths (batch,) and strings of batches of chosen utterances."""
+        for rows in order:
+            inputs = [self.inputs[self.chosen[row]] for row in rows]
+            yield pad_sequence(inputs, True), torch.tensor(list(map(len, inputs))), [self.strings[row] for row in rows]
+
+
+def phone_strings(corpus: Corpus, name: str, silence: Sequence[str]) -> dict[int, torch.Tensor]:
+    """The classes of the phones spoken in each utterance of a set, by its index, without silence.
+
+    Utterances with phones for less than half of their frames are not among them: what was said is not known.
+    """
+    labels, utterances = corpus.labels, corpus.sets[name]
+    is_silence = np.isin(labels.phones, list(silence))
+    strings = {}
+    for index, (utterance, of_frames) in enumerate(zip(utterances.ids, utterances.phones, strict=True)):
+        if float((of_frames != NO_PHONE).float().mean()) >= MIN_LABELLED:
+            phones = labels.spoken(utterance, len(of_frames))
+            strings[index] = torch.from_numpy(phones[~is_silence[phones]] + 1)
+    if not any(map(len, strings.values())):
+        raise InputError(f"{labels.source} has no phones for most of the frames of any utterance of {name}")
+    return strings
+
+
+def labelled_share(corpus: Corpus, features: dict, name: str, fraction: float, seed: int, silence) -> Labelled:
+    """Utterances of a set that have phones: a share of them, one at least, drawn by the seed."""
+    strings = phone_strings(corpus, name, silence)
+    indices = list(strings)
+    drawn = draw([corpus.sets[name].ids[index] for index in indices], fraction, seed)
+    chosen = [indices[number] for number in drawn]
+    return Labelled(features[name], chosen, [strings[index] for index in chosen])
+
+
+def phone_errors(hypotheses: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float:
+    """The phone error rate: insertions, deletions and substitutions, as a share of the phones of the references."""
+    from rapidfuzz.distance import Levenshtein
+
+    errors = sum(Levenshtein.distance(*pair) for pair in zip(hypotheses, references, strict=True))
+    return errors / sum(map(len, references))
+
+
+def decode(log_posteriors: torch.Tensor, steps: torch.Tensor) -> list[list[int]]:
+    """The best classes of each step, (batch, steps, classes), without repetitions and blanks."""
+    best = log_posteriors.argmax(2).cpu()
+    runs = [torch.unique_consecutive(row[:length]) for row, length in zip(best, steps, strict=True)]
+    return [run[run != BLANK].tolist() for run in runs]
+
+
+def ctc_loss(log_posteriors: torch.Tensor, steps: torch.Tensor, strings: list[torch.Tensor]) -> torch.Tensor:
+    """The CTC loss per phone of a batch; an utterance with too few steps for its phones does not count."""
+    lengths = torch.tensor([len(string) for string in strings])
+    targets = torch.cat(strings).to(log_posteriors.device)
+    loss = F.ctc_loss(
+        log_posteriors.transpose(0, 1), targets, steps, lengths, BLANK, reduction="sum", zero_infinity=True
+    )
+    return loss / lengths.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def evaluate(model: Recogniser, data: Labelled, device: torch.device) -> float:
+    """The phone error rate."""
+    model.eval()
+    hypotheses = []
+    for inputs, lengths, _ in data.batches(torch.arange(len(data.chosen)).split(EVAL_BATCH)):
+        hypotheses += decode(*model(inputs.to(device), lengths))
+    return phone_errors(hypotheses, [string.tolist() for string in data.strings])
+
+
+def recognise(
+    corpus: Corpus, features: dict[str, Sequence[torch.Tensor]], fraction: float, seed: int,
+    options: RecognitionOptions, device: torch.device, encoder: APCModel | None = None, layer: int = 0,
+) -> dict[str, float]:  # fmt: skip
+    """Train a recogniser on a share of train, choose the epoch on dev, and recognise test.
+
+    Args:
+        corpus: the phones of its sets.
+        features: by set, those of each utterance, (frames, size).
+        fraction: the share of train's utterances.
+        seed: determines the share, the initial weights and the order of the data.
+        options: sizes and settings.
+        device: where to compute.
+        encoder: a network to fine-tune with the recogniser; the features are what it reads. It is not changed.
+        layer: the encoder's layer that is recognised.
+
+    Returns:
+        dev_error and error (phone error rates of dev and test, fractions), the labelled minutes and utterances, and
+        the epoch that was kept.
+    """
+    train, dev, test = (
+        labelled_share(corpus, features, name, fraction if name == TRAIN else 1, seed, options.silence) for name in SETS
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = copy.deepcopy(encoder)
+        mean, std = statistics(train, encoder, layer, device)
+        model = Recogniser(mean, std, len(corpus.labels.phones), options, encoder, layer).to(device)
+        epoch, dev_error = train_recogniser(model, train, dev, options, device)
+    frames = sum(len(train.inputs[index]) for index in train.chosen)
+    return {
+        "dev_error": dev_error,
+        "error": evaluate(model, test, device),
+        "minutes": 60 * frames_to_hours(frames),
+        "utterances": len(train.chosen),
+        "epoch": epoch,
+    }
+
+
+@torch.no_grad()
+def statistics(
+    data: Labelled, encoder: APCModel | None, layer: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean and the standard deviation of the features of utterances, (size,) each, on the CPU."""
+    count, total, squares = 0, 0.0, 0.0
+    for index in data.chosen:
+        frames = data.inputs[index]
+        if encoder is not None:
+            encoder = encoder.to(device).eval()
+            frames = encode(encoder, frames[None].to(device), torch.tensor([len(frames)]), layer)[0].cpu()
+        frames = frames.double()
+        count, total, squares = count + len(frames), total + frames.sum(0), squares + frames.square().sum(0)
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+
+
+def train_recogniser(
+    model: Recogniser, train: Labelled, dev: Labelled, options: RecognitionOptions, device: torch.device
+) -> tuple[int, float]:
+    """Train, and leave the weights of the best epoch on dev. Returns that epoch and its error on dev."""
+    groups = [{"params": [*model.rnns.parameters(), *model.output.parameters()], "lr": options.learning_rate}]
+    if model.encoder is not None:
+        groups.append({"params": list(model.encoder.parameters()), "lr": options.encoder_learning_rate})
+    optimizer = torch.optim.Adam(groups)
+    steps = max(math.ceil(len(train.chosen) / options.batch_size), options.min_steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [group["lr"] for group in groups], options.epochs * steps, pct_start=0.1, cycle_momentum=False
+    )
+    best_error, best_epoch, best_weights = math.inf, 0, model.state_dict()
+    for epoch in range(1, options.epochs + 1):
+        model.train()
+        for inputs, lengths, strings in train.batches(random_batches(train, steps, options.batch_size)):
+            loss = ctc_loss(*model(inputs.to(device), lengths), strings)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        error = evaluate(model, dev, device)
+        if error < best_error:
+            best_error, best_epoch, best_weights = error, epoch, copy.deepcopy(model.state_dict())
+    model.load_state_dict(best_weights)
+    return best_epoch, best_error
+
+
+def random_batches(data: Labelled, steps: int, batch_size: int) -> list[torch.Tensor]:
+    """Batches of utterances in a random order, each as often as it takes: a batch for each step of an epoch."""
+    repeats = math.ceil(steps * batch_size / len(data.chosen))
+    order = torch.cat([torch.randperm(len(data.chosen)) for _ in range(repeats)])[: steps * batch_size]
+    lengths = torch.tensor([len(data.inputs[index]) for index in data.chosen])
+    batches = []
+    for pool in order.split(POOL * batch_size):  # batches of similar lengths take fewer steps of the layer
+        batches += pool[torch.argsort(lengths[pool])].split(batch_size)
+    return [batches[number] for number in torch.randperm(len(batches))]
