@@ -196,6 +196,19 @@ def test_features_are_read_where_there_is_no_wav_scp(data, tmp_path):
     assert tensors(run(f"ark:{data / 'features.of.mine'}", tmp_path / "ark")) == expected
 
 
+def test_a_job_that_ends_before_anything_is_done_leaves_nothing_and_may_be_given_other_options(tmp_path):
+    slow = write(tmp_path / "a" / "a-1-1.wav", rate=8000)
+    assert "--resample" in refusal(slow, tmp_path / "out")
+    run(slow, tmp_path / "out", "--resample")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError):
+        run(slow, tmp_path / "empty", "--norm", "none")
+    assert list((tmp_path / "empty").iterdir()) == []
+    with pytest.raises(InputError, match="was made with resample True, not False"):
+        run(slow, tmp_path / "out")
+    assert list(load_lengths(tmp_path / "out")) == ["a-1-1"]
+
+
 def make_timit(root, form="NIST"):
     for seed, name in enumerate(("DR1/FCJF0/SA1", "DR1/FCJF0/SI648", "DR2/MABC0/SA1")):
         write(root / f"{name}.WAV", seed=seed, format=form)

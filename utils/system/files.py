@@ -115,6 +115,8 @@ def refuse_special_file(path: Path) -> None:
 def lock_directory(directory: Path, what: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Own a directory, made if missing, for the block. The system frees the lock however the process ends.
 
+    Where the block raises InputError and has left nothing there, the lock is removed, and the directory if it is new.
+
     Args:
         directory: the directory; InputError is raised where another process owns it.
         what: what the other process would be doing, for the error: "another run of this experiment".
@@ -124,6 +126,7 @@ def lock_directory(directory: Path, what: str, check: Callable[[], None] = lambd
     refuse_special_file(lock)
     if not lock.exists():
         check()
+    is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     with lock.open("ab") as file:
         if fcntl is not None:
@@ -131,8 +134,19 @@ def lock_directory(directory: Path, what: str, check: Callable[[], None] = lambd
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # by process, so that no forked worker keeps it
             except (BlockingIOError, PermissionError) as error:
                 raise InputError(f"{directory} is in use by {what}; wait for it to end") from error
-        check()
-        yield
+        if not lock.exists() or not os.path.samestat(
+            lock.stat(), os.fstat(file.fileno())
+        ):  # removed since it was opened
+            raise InputError(f"{directory} was in use by {what} just now; run the same command again")
+        try:
+            check()
+            yield
+        except InputError:
+            if not any(path.name != LOCK_FILE for path in directory.iterdir()):
+                lock.unlink()
+                if is_new:
+                    directory.rmdir()
+            raise
 
 
 def write_json(path: Path, content: Any) -> None:
