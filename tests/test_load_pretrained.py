@@ -169,7 +169,7 @@ def test_a_training_state_is_a_checkpoint_too(tmp_path):
     optimizer = torch.optim.Adam(model.parameters())
     optimizer.step()
     parts = Progress(step=4), model, optimizer, torch.amp.GradScaler("cpu", enabled=False)
-    checkpointer = Checkpointer(NullExperiment(), Ranks("cpu"), SaveInterval("10m"), *parts)
+    checkpointer = Checkpointer(NullExperiment(), Ranks("cpu"), SaveInterval("10m"), None, *parts)
     model.time_shift = 2
     state = checkpointer.state_dict()
     torch.save(state, tmp_path / "alone.state")
