@@ -9,7 +9,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.rnn import packed_rnn as packed_rnn_module
+from utils.rnn import products as products_module
 from utils.rnn.packed_rnn import packed_rnn
+from utils.rnn.products import LIBRARIES, MKL, has_bf16_products
 
 RNN_CLASSES = pytest.mark.parametrize("rnn_class", [nn.GRU, nn.LSTM])
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
@@ -23,6 +25,13 @@ CASES = {  # lengths of the utterances, input size, hidden size
     "one input": ([4, 7, 7], 1, 8),
     "long beside short": ([300, 1, 40], 3, 16),
 }
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request, monkeypatch):
+    """The library of float32 products."""
+    monkeypatch.setattr(products_module, "matmul_library", lambda: request.param)
+    return request.param
 
 
 @pytest.fixture(params=[8, packed_rnn_module.FRAMES_PER_BLOCK], ids=["small blocks", "default blocks"])
@@ -79,7 +88,7 @@ def assert_same(ours, plain, tolerance):
 @RNN_CLASSES
 @DTYPES
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("frames_per_block")
+@pytest.mark.usefixtures("frames_per_block", "library")
 def test_equals_the_module_in_outputs_states_and_every_gradient(rnn_class, case, dtype, tolerance):
     lengths, input_size, hidden = CASES[case]
     rnn, inputs, state = make_inputs(rnn_class, lengths, input_size, hidden, dtype)
@@ -129,7 +138,7 @@ def test_gradcheck_with_an_initial_state_and_through_the_final_one(rnn_class):
 
 
 @RNN_CLASSES
-@pytest.mark.usefixtures("frames_per_block")
+@pytest.mark.usefixtures("frames_per_block", "library")
 def test_the_same_without_gradients_and_without_a_graph(rnn_class):
     lengths = [9, 2, 6, 9]
     rnn, inputs, state = make_inputs(rnn_class, lengths, 3, 4)
@@ -190,7 +199,8 @@ def backward_work(rnn, inputs, lengths):
 
 
 @RNN_CLASSES
-def test_what_is_frozen_costs_no_backward_work(rnn_class):
+def test_what_is_frozen_costs_no_backward_work(rnn_class, monkeypatch):
+    monkeypatch.setattr(products_module, "matmul_library", lambda: MKL)
     lengths = [6, 5, 2]
     rnn, inputs, _ = make_inputs(rnn_class, lengths, 3, 4)
     assert sorted(backward_work(rnn, inputs, lengths).products) == ["addmm_", "addmm_", "mm"]
@@ -225,6 +235,7 @@ def test_a_second_backward_through_a_kept_graph_gives_the_same_gradients(rnn_cla
 
 
 @RNN_CLASSES
+@pytest.mark.usefixtures("library")
 def test_two_runs_agree_bit_for_bit(rnn_class):
     lengths = [70, 64, 30, 8]
     rnn, inputs, state = make_inputs(rnn_class, lengths, 40, 64)
@@ -251,19 +262,36 @@ def test_other_dtypes_are_left_to_the_module():
     assert packed_rnn(rnn.bfloat16(), half)[0].data.dtype == torch.bfloat16
 
 
+def run_under_autocast(rnn, packed, dtype, enabled=True):
+    """Returns the output and every gradient, the backward also under autocast."""
+    rnn.zero_grad()
+    with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+        output = packed_rnn(rnn, packed)[0].data
+        output.square().sum().backward()
+    return [output.detach(), *(parameter.grad for parameter in rnn.parameters())]
+
+
 @RNN_CLASSES
-def test_under_autocast_a_layer_computes_in_float32_forward_and_backward(rnn_class):
+def test_under_autocast_to_float16_a_layer_computes_in_float32_forward_and_backward(rnn_class):
     rnn, inputs, _ = make_inputs(rnn_class, [4, 2], 3, 4)
     packed = pack(inputs, [4, 2])
-    half = packed._replace(data=packed.data.detach().bfloat16())  # what an autocast layer before it gives
-    results = []
-    for data, enabled in ((half, True), (packed._replace(data=half.data.float()), False)):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            output = packed_rnn(rnn, data)[0].data
-        rnn.zero_grad()
-        output.square().sum().backward()
-        results.append([output.detach(), *(parameter.grad for parameter in rnn.parameters())])
-    assert all(torch.equal(*pair) and pair[0].dtype == torch.float32 for pair in zip(*results, strict=True))
+    half = packed._replace(data=packed.data.detach().half())  # what an autocast layer before it gives
+    ours = run_under_autocast(rnn, half, torch.float16)
+    expected = run_under_autocast(rnn, packed._replace(data=half.data.float()), torch.float16, enabled=False)
+    assert all(torch.equal(*pair) and pair[0].dtype == torch.float32 for pair in zip(ours, expected, strict=True))
+
+
+@RNN_CLASSES
+@pytest.mark.parametrize("lengths", [[40, 33, 7, 21], [40, 40, 40, 40]], ids=["ragged", "equal"])
+def test_under_autocast_to_bfloat16_only_products_are_in_bfloat16_where_the_cpu_has_them(rnn_class, lengths):
+    rnn, inputs, _ = make_inputs(rnn_class, lengths, 24, 32)
+    packed = pack(inputs.detach(), lengths)
+    ours = run_under_autocast(rnn, packed, torch.bfloat16)
+    expected = run_under_autocast(rnn, packed, torch.bfloat16, enabled=False)
+    assert all(result.dtype == torch.float32 for result in ours)
+    errors = [((one - other).norm() / other.norm()).item() for one, other in zip(ours, expected, strict=True)]
+    assert max(errors) < 0.02
+    assert (min(errors) > 1e-5) == has_bf16_products()
 
 
 @RNN_CLASSES

@@ -1,0 +1,184 @@
+"""Matrix products of the recurrent layers, by the library that computes them fastest on this CPU.
+
+PyTorch's own product, torch.mm, is MKL's on x86 processors. On AMD's with AVX-512, oneDNN's is faster, most of all with
+the few rows of a time step, once the weight is in oneDNN's own order. `_linear_pointwise`, which torch.compile uses,
+takes such a weight, but is private; the public doors to the same product (torch.utils.mkldnn, F.linear) reorder the
+input and the result, or the weight, at every call. Where it is missing, torch.mm is used.
+
+Products in bfloat16 read bfloat16 operands, add up in float32, and round each result to bfloat16.
+"""
+
+import functools
+import math
+import os
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from utils.system.errors import InputError
+
+MKL, ONEDNN = LIBRARIES = ("mkl", "onednn")
+VARIABLE = "APC_MATMUL"
+REORDER_ROWS = 32  # oneDNN keeps a weight in the same order for any number of rows but one
+
+
+@functools.cache
+def matmul_library() -> str:
+    """The library of float32 products: that of the environment variable APC_MATMUL, else the faster one on this CPU.
+
+    Raises:
+        InputError: APC_MATMUL names none, or oneDNN where PyTorch lacks the operator.
+    """
+    forced = os.environ.get(VARIABLE)
+    if forced not in (None, "", *LIBRARIES):
+        raise InputError(f"{VARIABLE} is {forced!r:.40}, not one of {', '.join(LIBRARIES)}")
+    cpu = _capabilities()
+    fastest = ONEDNN if str(cpu.get("cpu_name")).startswith("AMD") and cpu.get("avx512_f") else MKL
+    if (forced or fastest) == MKL:
+        return MKL
+    if _computes(OneDNNProducts(), torch.float32):
+        return ONEDNN
+    if forced:
+        raise InputError(f"{VARIABLE} is {forced}, but this PyTorch cannot compute its products; unset it")
+    return MKL
+
+
+@functools.cache
+def has_bf16_products() -> bool:
+    """Whether this CPU multiplies in bfloat16, and PyTorch has the operator."""
+    cpu = _capabilities()
+    return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16")) and _computes(BF16Products(), torch.bfloat16)
+
+
+def choose_products(dtype: torch.dtype, bf16: bool = False) -> "Products":
+    """The products for weights of a type; with `bf16` in bfloat16 where the CPU has such products."""
+    if dtype == torch.float32:
+        if bf16 and has_bf16_products():
+            return BF16Products()
+        if matmul_library() == ONEDNN:
+            return OneDNNProducts()
+    return TorchProducts()
+
+
+def _capabilities() -> dict[str, object]:
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # since PyTorch 2.11
+    return get_capabilities() if get_capabilities else {}
+
+
+def _computes(products: "Products", dtype: torch.dtype) -> bool:
+    """Whether products are what torch.mm says they are, on a small example."""
+    x, weight = torch.arange(6.0).view(3, 2), torch.arange(8.0).view(4, 2)  # exact in bfloat16
+    try:
+        result = products.multiply(x.to(dtype), products.prepare(weight))
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.equal(result, x @ weight.t())
+
+
+class Products(ABC):
+    """x @ weight.t() and its derivatives, for float32 or float64 results.
+
+    A weight is (columns, size), as PyTorch's layers have it, and is prepared once for many products.
+    """
+
+    def operand(self, x: Tensor) -> Tensor:
+        """A matrix as `multiply`, `add_product` and `add_outer` take it."""
+        return x
+
+    @abstractmethod
+    def prepare(self, weight: Tensor) -> Tensor:
+        """A weight as `multiply` and `add_product` take it."""
+
+    @abstractmethod
+    def multiply(self, x: Tensor, prepared: Tensor) -> Tensor:
+        """(rows, size) to (rows, columns)."""
+
+    def add_product(self, total: Tensor, x: Tensor, prepared: Tensor) -> None:
+        """Add x @ weight.t() to total, (rows, columns)."""
+        total.add_(self.multiply(x, prepared))
+
+    def add_outer(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add left.t() @ right, of (rows, columns) and (rows, size), to total, (columns, size)."""
+        total.addmm_(left.t(), right)
+
+    def by_step(self, weight: Tensor) -> "StepProduct":
+        """The product with a weight for the few rows of a time step."""
+        return StepProduct(self, weight)
+
+
+class StepProduct:
+    """x @ weight.t() for the few rows of a time step: (rows, size) to (chunks, rows, columns / chunks).
+
+    Attributes:
+        chunks: how many shares the columns are in.
+    """
+
+    chunks = 1
+
+    def __init__(self, products: Products, weight: Tensor) -> None:
+        self._products, self._prepared = products, products.prepare(weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._products.multiply(self._products.operand(x), self._prepared).unsqueeze(0)
+
+
+class TorchProducts(Products):
+    """Products by torch.mm."""
+
+    def prepare(self, weight: Tensor) -> Tensor:
+        return weight.t().contiguous()
+
+    def multiply(self, x: Tensor, prepared: Tensor) -> Tensor:
+        return torch.mm(x, prepared)
+
+    def add_product(self, total: Tensor, x: Tensor, prepared: Tensor) -> None:
+        total.addmm_(x, prepared)
+
+    def by_step(self, weight: Tensor) -> "StepProduct":
+        return ChunkedStepProduct(weight)
+
+
+class ChunkedStepProduct(StepProduct):
+    """A batch of products, one for each thread, which has its own contiguous share of the columns.
+
+    On MKL two thirds of the time of one product, and less than half of that of one with a transposed weight.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.chunks = math.gcd(weight.size(0), torch.get_num_threads())
+        self._weight = chunked(weight.t(), self.chunks).contiguous()  # (chunks, size, columns / chunks)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.bmm(x.expand(self.chunks, -1, -1), self._weight)
+
+
+class OneDNNProducts(Products):
+    """Products by oneDNN in float32, with sums over many rows left to torch.mm, which is no slower there."""
+
+    def prepare(self, weight: Tensor) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(weight, REORDER_ROWS)
+
+    def multiply(self, x: Tensor, prepared: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, prepared, None, "none", [], "")
+
+
+class BF16Products(OneDNNProducts):
+    """Products by oneDNN of operands in bfloat16, with results in float32."""
+
+    def operand(self, x: Tensor) -> Tensor:
+        return x.bfloat16()
+
+    def prepare(self, weight: Tensor) -> Tensor:
+        return super().prepare(weight.bfloat16())
+
+    def multiply(self, x: Tensor, prepared: Tensor) -> Tensor:
+        return super().multiply(x, prepared).float()
+
+    def add_outer(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        total.add_(torch.mm(left.t(), right))
+
+
+def chunked(values: Tensor, chunks: int) -> Tensor:
+    """View (rows, columns) as (chunks, rows, columns / chunks)."""
+    return values.unflatten(1, (chunks, -1)).transpose(0, 1)
