@@ -29,6 +29,7 @@ from datasets import BatchOrder, BatchReader, LibriSpeech, load_split
 from utils import PrenetConfig, RNNConfig
 from utils.corpus.batch_reader import Batch, Share
 from utils.corpus.frame_spec import refuse_mixture
+from utils.rnn.precision import describe_precision
 from utils.system.errors import InputError, Stopped, run_script
 from utils.system.memory import reuse_freed_memory
 from utils.system.signals import StopRequest
@@ -226,7 +227,7 @@ def describe(trainer: Trainer) -> None:
     log.info("validation set: %s", trainer.val_set)
     log.info("frames: %s", trainer.model.frame_spec.describe())
     start = f" from {args.init_from}" if args.init_from else ""
-    precision = f"{args.precision} (TF32 off)" if device.type == "cuda" else args.precision
+    precision = describe_precision(args.precision, device)
     processes = f"{size} process{'es' if size > 1 else ''} on {device}"
     log.info("%d parameters%s, %s, %s", sum(p.numel() for p in trainer.model.parameters()), start, precision, processes)
     log.info("curves: tensorboard --logdir %s", trainer.experiment.path)

@@ -27,6 +27,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--half", action="store_true", help="Write 16 bits per number: float16; in an archive, Kaldi's own (CM2).")
     add_residual_option(parser)
     add("--device", default="auto", help="Where to run: auto, cpu, cuda or cuda:i.")
+    precision = "Precision of matrix products. A CPU without bf16 products computes in fp32."
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help=precision)
     add("--batch_size", type=positive, default=32, help="Number of utterances per batch.")
     chunk = "Compute this many frames of an utterance at a time; more take more memory."
     add("--chunk", type=positive, default=1000, metavar="FRAMES", help=chunk)

@@ -23,6 +23,7 @@ from utils.corpus.utterance import Utterance, UtteranceError
 from utils.features.feature_files import FeatureWriter
 from utils.rnn.layer import State
 from utils.rnn.packing import Packing
+from utils.rnn.precision import autocast
 from utils.system.errors import InputError, one_line
 from utils.system.signals import StopRequest
 
@@ -43,6 +44,7 @@ class ExtractOptions(NamedTuple):
         chunk: frames of each utterance that are computed at a time.
         num_workers: processes that read; 0 reads in this one.
         skip_errors: skip bad utterances, and list them, instead of stopping.
+        precision: of the matrix products, 'fp32' or 'bf16'.
     """
 
     layer: str = "-1"
@@ -50,6 +52,7 @@ class ExtractOptions(NamedTuple):
     chunk: int = 1000
     num_workers: int = 0
     skip_errors: bool = False
+    precision: str = "fp32"
 
 
 class Member(NamedTuple):
@@ -214,8 +217,9 @@ class Extraction:
         longest = inputs.size(1)
         packing = Packing.from_lengths(lengths, longest, self.device)
         packed = inputs.to(self.device).flatten(0, 1)[packing.index]  # (frames, mel_dim)
-        outputs, state = self.model.encode(packed, packing, state, self.layers)
-        outputs = torch.stack(outputs)  # (layers, frames, hidden_size)
+        with autocast(self.device, self.options.precision):
+            outputs, state = self.model.encode(packed, packing, state, self.layers)
+        outputs = torch.stack(outputs).float()  # (layers, frames, hidden_size)
         if self.options.layer == MEAN_OF_LAYERS:
             outputs = outputs.mean(0, keepdim=True)
         padded = outputs.new_zeros(outputs.size(0), len(pieces) * longest, outputs.size(2))

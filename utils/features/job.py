@@ -71,7 +71,8 @@ def _fill(
     """Complete a directory; returns the real-time factor."""
     skip_errors = args.on_error == "skip"
     normalizer = find_normalizer(source, scaling, out.path, args.load_data_workers, skip_errors, stop)
-    options = ExtractOptions(args.layer, args.batch_size, args.chunk, args.load_data_workers, skip_errors)
+    numbers = args.batch_size, args.chunk, args.load_data_workers
+    options = ExtractOptions(args.layer, *numbers, skip_errors, args.precision)
     with contextlib.closing(open_features(out, args.format, args.layer == "all", args.half)) as files:
         extraction = Extraction(model, source, out, files, options, stop)
         extraction.run(scaled(source, normalizer, scaling.speakers))
@@ -105,4 +106,5 @@ def describe_job(args: argparse.Namespace, model: "APCModel", source: Source, sc
         "half": args.half,
         "batch_size": args.batch_size,
         "chunk": args.chunk,
+        **({} if args.precision == "fp32" else {"precision": args.precision}),
     }

@@ -51,11 +51,11 @@ class GRUCell:
         hidden = output.size(1)
         n, r, z, hn = (column.split(sizes) for column in gates.split(hidden, 1))
         rz = gates[:, hidden : 3 * hidden].split(sizes)
-        recurrent = chunked(gates[:, hidden:], product.chunks).split(sizes, 1)
+        recurrent = product.parts(gates[:, hidden:], sizes)
         (h,) = state
         for t, (size, h_next) in enumerate(zip(sizes, output.split(sizes), strict=True)):
             h = _end(h, size, final[0])
-            recurrent[t].add_(product(h))
+            product.add_to(recurrent[t], h)
             rz[t].sigmoid_()
             _tanh_(n[t].addcmul_(r[t], hn[t]))
             h = torch.lerp(n[t], h, z[t], out=h_next)
@@ -82,13 +82,14 @@ class GRUCell:
         """
         hidden, chunks = d_output.size(1), product.chunks
         z = chunked(gates[:, 2 * hidden : 3 * hidden], chunks).split(sizes, 1)
-        d_columns = _chunked_columns(d_gates, 4, chunks).split(sizes, 1)
+        d_nr, d_zh = (_chunked_columns(part, 2, chunks).split(sizes, 1) for part in d_gates.split(2 * hidden, 1))
         d_rec = d_gates[:, hidden:].split(sizes)
         d_output = chunked(d_output, chunks).split(sizes, 1)
         (d_h,) = d_state  # (chunks, batch, hidden / chunks)
         for t in reversed(range(len(sizes))):
             d_h = _begin(d_h, sizes[t], d_final[0]).add_(d_output[t])
-            d_columns[t].mul_(d_h.unsqueeze(2))
+            d_nr[t].mul_(d_h.unsqueeze(2))  # twice two columns, so that each is computed by one thread
+            d_zh[t].mul_(d_h.unsqueeze(2))
             d_h = product(d_rec[t]).addcmul_(d_h, z[t])
         return [d_h]
 
@@ -123,13 +124,14 @@ class LSTMCell:
         """As `GRUCell.steps`, for gates (frames, 5 * hidden) and a weight (4 * hidden, hidden)."""
         hidden = output.size(1)
         o, i, f, g, c_next = (column.split(sizes) for column in gates.split(hidden, 1))
-        oif = gates[:, : 3 * hidden].split(sizes)
-        recurrent = chunked(gates[:, : 4 * hidden], product.chunks).split(sizes, 1)
+        oi = gates[:, : 2 * hidden].split(sizes)
+        recurrent = product.parts(gates[:, : 4 * hidden], sizes)
         h, c = state  # each (batch, hidden)
         for t, (size, h_next) in enumerate(zip(sizes, output.split(sizes), strict=True)):
             h, c = _end(h, size, final[0]), _end(c, size, final[1])
-            recurrent[t].add_(product(h))
-            oif[t].sigmoid_()
+            product.add_to(recurrent[t], h)
+            oi[t].sigmoid_()
+            f[t].sigmoid_()
             _tanh_(g[t])
             c = torch.mul(f[t], c, out=c_next[t]).addcmul_(i[t], g[t])
             h = _tanh_(h_next.copy_(c)).mul_(o[t])
@@ -155,7 +157,7 @@ class LSTMCell:
         f = chunked(gates[:, 2 * hidden : 3 * hidden], chunks).split(sizes, 1)
         d_columns = _chunked_columns(d_gates, 5, chunks)
         d_o, h_by_c = d_columns[:, :, 0].split(sizes, 1), d_columns[:, :, 4].split(sizes, 1)
-        d_ifg = d_columns[:, :, 1:4].split(sizes, 1)
+        d_if, d_g = d_columns[:, :, 1:3].split(sizes, 1), d_columns[:, :, 3].split(sizes, 1)
         d_rec = d_gates[:, : 4 * hidden].split(sizes)
         d_output = chunked(d_output, chunks).split(sizes, 1)
         d_h, d_c = d_state  # each (chunks, batch, hidden / chunks)
@@ -163,7 +165,8 @@ class LSTMCell:
             d_h = _begin(d_h, sizes[t], d_final[0]).add_(d_output[t])
             d_c = _begin(d_c, sizes[t], d_final[1]).addcmul_(d_h, h_by_c[t])
             d_o[t].mul_(d_h)
-            d_ifg[t].mul_(d_c.unsqueeze(2))
+            d_if[t].mul_(d_c.unsqueeze(2))
+            d_g[t].mul_(d_c)
             d_c.mul_(f[t])
             d_h = product(d_rec[t])
         return [d_h, d_c]

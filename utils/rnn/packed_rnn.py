@@ -132,7 +132,7 @@ def _forward(cell, sizes, products, data, w_ih, w_hh, b_ih, b_hh, *state, keep_g
     buffer = data.new_empty(num_rows, cell.num_columns * hidden)
     final = [torch.empty_like(part) for part in state]
     w_in, w_rec, bias = cell.arrange(w_ih, w_hh, b_ih, b_hh)
-    w_in, step_product = products.prepare(w_in), products.by_step(w_rec)
+    w_in, step_product = products.prepare(w_in), products.by_step(w_rec, sizes[0])
     for block in blocks:
         gates = buffer[block.rows] if keep_gates else buffer[: block.num_frames]
         gates[:, : bias.size(0)] = bias
@@ -170,7 +170,7 @@ def _backward(ctx, d_output, d_final):
     d_w_in = torch.zeros_like(w_in) if needs[1] else None
     d_w_rec = torch.zeros_like(w_rec) if needs[2] else None
     d_bias = data.new_zeros(gates.size(1))
-    w_in, step_product = products.prepare(w_in.t()), products.by_step(w_rec.t())
+    w_in, step_product = products.prepare(w_in.t()), products.by_step(w_rec.t(), ctx.sizes[0])
     d_final = [chunked(part, step_product.chunks) for part in d_final]  # each (chunks, batch, hidden / chunks)
     d_state = [part[:, :0] for part in d_final]
     buffer = data.new_empty(max(block.num_frames for block in blocks), gates.size(1))

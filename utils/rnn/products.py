@@ -20,6 +20,7 @@ from utils.system.errors import InputError
 
 MKL, ONEDNN = LIBRARIES = ("mkl", "onednn")
 VARIABLE = "APC_MATMUL"
+SERIAL_ELEMENTS = 1 << 15  # of an element-wise operation that PyTorch leaves to one thread
 REORDER_ROWS = 32  # oneDNN keeps a weight in the same order for any number of rows but one
 
 
@@ -94,6 +95,10 @@ class Products(ABC):
     def multiply(self, x: Tensor, prepared: Tensor) -> Tensor:
         """(rows, size) to (rows, columns)."""
 
+    def multiply_raw(self, x: Tensor, prepared: Tensor) -> Tensor:
+        """As `multiply`, in the type of the operands."""
+        return self.multiply(x, prepared)
+
     def add_product(self, total: Tensor, x: Tensor, prepared: Tensor) -> None:
         """Add x @ weight.t() to total, (rows, columns)."""
         total.add_(self.multiply(x, prepared))
@@ -102,25 +107,40 @@ class Products(ABC):
         """Add left.t() @ right, of (rows, columns) and (rows, size), to total, (columns, size)."""
         total.addmm_(left.t(), right)
 
-    def by_step(self, weight: Tensor) -> "StepProduct":
-        """The product with a weight for the few rows of a time step."""
-        return StepProduct(self, weight)
+    def by_step(self, weight: Tensor, rows: int) -> "StepProduct":
+        """The product with a weight for time steps of this many rows or fewer."""
+        return StepProduct(self, weight, rows)
 
 
 class StepProduct:
-    """x @ weight.t() for the few rows of a time step: (rows, size) to (chunks, rows, columns / chunks).
+    """x @ weight.t() for the few rows of a time step.
+
+    What it adds up is divided so that each part is computed by one thread: PyTorch divides more than SERIAL_ELEMENTS
+    among the threads, which is no faster for so few, and much slower where another process has one of the cores.
 
     Attributes:
-        chunks: how many shares the columns are in.
+        chunks: how many shares the columns of a result are in.
     """
 
     chunks = 1
 
-    def __init__(self, products: Products, weight: Tensor) -> None:
+    def __init__(self, products: Products, weight: Tensor, rows: int) -> None:
         self._products, self._prepared = products, products.prepare(weight)
+        self._width = max(1, SERIAL_ELEMENTS // rows)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """(rows, size) to (chunks, rows, columns / chunks)."""
         return self._products.multiply(self._products.operand(x), self._prepared).unsqueeze(0)
+
+    def parts(self, totals: Tensor, sizes: list[int]) -> list[list[Tensor]]:
+        """Views of totals, (rows of all steps, columns), for `add_to` at each of the steps of these sizes."""
+        return list(zip(*(columns.split(sizes) for columns in totals.split(self._width, 1)), strict=True))
+
+    def add_to(self, parts: list[Tensor], x: Tensor) -> None:
+        """Add a step's x @ weight.t() to its totals."""
+        product = self._products.multiply_raw(self._products.operand(x), self._prepared)
+        for part, columns in zip(parts, product.split(self._width, 1), strict=True):
+            part.add_(columns)
 
 
 class TorchProducts(Products):
@@ -135,7 +155,7 @@ class TorchProducts(Products):
     def add_product(self, total: Tensor, x: Tensor, prepared: Tensor) -> None:
         total.addmm_(x, prepared)
 
-    def by_step(self, weight: Tensor) -> "StepProduct":
+    def by_step(self, weight: Tensor, rows: int) -> "StepProduct":
         return ChunkedStepProduct(weight)
 
 
@@ -151,6 +171,12 @@ class ChunkedStepProduct(StepProduct):
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.bmm(x.expand(self.chunks, -1, -1), self._weight)
+
+    def parts(self, totals: Tensor, sizes: list[int]) -> list[Tensor]:
+        return chunked(totals, self.chunks).split(sizes, 1)
+
+    def add_to(self, parts: Tensor, x: Tensor) -> None:
+        parts.add_(self(x))
 
 
 class OneDNNProducts(Products):
@@ -172,8 +198,11 @@ class BF16Products(OneDNNProducts):
     def prepare(self, weight: Tensor) -> Tensor:
         return super().prepare(weight.bfloat16())
 
+    def multiply_raw(self, x: Tensor, prepared: Tensor) -> Tensor:
+        return super().multiply(x, prepared)
+
     def multiply(self, x: Tensor, prepared: Tensor) -> Tensor:
-        return super().multiply(x, prepared).float()
+        return self.multiply_raw(x, prepared).float()
 
     def add_outer(self, total: Tensor, left: Tensor, right: Tensor) -> None:
         total.add_(torch.mm(left.t(), right))

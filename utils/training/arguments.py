@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.configs import RNN_TYPES
+from utils.rnn.precision import PRECISIONS
+from utils.rnn.products import matmul_library
 from utils.system.arguments import (
     HelpFormatter,
     count,
@@ -19,7 +21,7 @@ from utils.system.arguments import (
 )
 from utils.system.errors import InputError, describe_changes
 from utils.training.checkpoints import FRAMES_KEY, read_checkpoint
-from utils.training.objective import LOSSES, PRECISIONS
+from utils.training.objective import LOSSES
 from utils.training.optimization import OPTIMIZERS, PLATEAU_EPOCHS, SCHEDULES
 
 if TYPE_CHECKING:
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
 MODEL_OPTIONS = ("feature_dim", "prenet_num_layers", "rnn_type", "rnn_num_layers", "rnn_hidden_size", "rnn_residual")
 # What may differ on resuming: how long and where training runs, which changes no result beyond float precision
 MAY_CHANGE = frozenset(("epochs", "max_steps", "patience", "save_every", "keep", "on_nonfinite", "resume"))
-MAY_CHANGE |= {"overwrite", "device", "num_processes", "grad_accumulation", "load_data_workers", "torch"}
+MAY_CHANGE |= {"overwrite", "device", "num_processes", "grad_accumulation", "load_data_workers", "matmul", "torch"}
 MAY_CHANGE |= {"librispeech_path", "store_path"}
 MAY_CHANGE |= {"any_frames", FRAMES_KEY}  # which follow from the data, or were not recorded
-MAY_DIFFER = frozenset(("librispeech_path", "store_path", "load_data_workers", "torch"))  # between processes
+MAY_DIFFER = frozenset(("librispeech_path", "store_path", "load_data_workers", "matmul", "torch"))  # between processes
 DECIDES_COSINE = frozenset(("epochs", "max_steps"))  # the steps over which the learning rate falls
 
 
@@ -79,7 +81,11 @@ def make_config(args: argparse.Namespace, sets: tuple["LibriSpeech", ...], num_p
     """What config.json holds: every option, and digests of the data, so that a run can be made again."""
     digests = dict(zip(("train_data", "val_data"), (split.fingerprint() for split in sets), strict=True))
     config = {**vars(args), "save_every": args.save_every.text, "num_processes": num_processes}
-    return config | digests | {FRAMES_KEY: sets[0].frame_spec.to_json(), "torch": torch.__version__}
+    return (
+        config
+        | digests
+        | {FRAMES_KEY: sets[0].frame_spec.to_json(), "matmul": matmul_library(), "torch": torch.__version__}
+    )
 
 
 def may_change(args: argparse.Namespace) -> frozenset[str]:
@@ -122,7 +128,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add("--batch_size", type=positive, default=32, help="Number of utterances per step, across all processes.")
     text = "Process each process's share of a batch in this many parts, to save memory."
     add("--grad_accumulation", type=positive_count, default=1, metavar="PARTS", help=text)
-    text = "Precision of matrix products by autocast; weights, and on a CPU the RNN, stay in fp32."
+    text = "Precision of matrix products; all else stays in fp32. A CPU without bf16 products computes in fp32."
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help=text)
     add("--learning_rate", type=positive_float, default=1e-4, help="Peak learning rate of the optimizer.")
     text = (

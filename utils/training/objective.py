@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.rnn.packing import Packing
+from utils.rnn.precision import autocast
 
 LOSSES = ("masked", "padded")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Predictor(Protocol):
@@ -85,8 +85,7 @@ class Objective(nn.Module):
         """`apc_loss`; of an empty batch zero, with a gradient of zero for every parameter."""
         if len(inputs) == 0:
             return 0.0 * sum(parameter.sum() for parameter in self.model.parameters())
-        dtype = PRECISIONS[self.precision]
-        with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(inputs.device, self.precision):
             return apc_loss(self.model, inputs, lengths, self.time_shift, self.loss, max_seq_len)
 
     def count(self, lengths: torch.Tensor, max_seq_len: int) -> int:

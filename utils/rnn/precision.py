@@ -1,0 +1,29 @@
+"""The precision of matrix products by name; everything else, such as states, weights and sums, is float32."""
+
+import torch
+
+from utils.rnn.products import has_bf16_products, matmul_library
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def available_precision(precision: str, device: torch.device) -> str:
+    """The precision that a device computes in when asked for one: fp32 for bf16 on a CPU without such products."""
+    if precision == "bf16" and device.type == "cpu" and not has_bf16_products():
+        return "fp32"
+    return precision
+
+
+def describe_precision(precision: str, device: torch.device) -> str:
+    """What a device computes in when asked for a precision, and on a CPU by which library, in a few words."""
+    if device.type != "cpu":
+        return f"{precision} (TF32 off)"
+    if available_precision(precision, device) == precision:
+        return f"{precision} ({'oneDNN' if precision == 'bf16' else matmul_library()})"
+    return f"fp32 ({matmul_library()}: this CPU has no products in bfloat16)"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which matrix products have a precision."""
+    dtype = PRECISIONS[available_precision(precision, device)]
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
