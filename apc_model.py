@@ -13,6 +13,7 @@ Frames stay packed (true frames only, no padding) from the first layer to the la
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -94,13 +95,13 @@ class APCModel(nn.Module):
         return len(self.rnns) + (self.prenet is not None)
 
     def forward(
-        self, inputs: torch.Tensor, lengths: torch.Tensor | Sequence[int]
+        self, inputs: torch.Tensor | np.ndarray, lengths: torch.Tensor | np.ndarray | Sequence[int] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Predict future frames and return the hidden states of every layer.
 
         Args:
-            inputs: float (batch, seq_len, mel_dim), log-Mel frames padded at the end with anything.
-            lengths: (batch,), true frames of each utterance, in any order, a tensor or a list, on any device.
+            inputs: floating point (batch, seq_len, mel_dim), log-Mel frames padded at the end with anything.
+            lengths: (batch,), true frames of each utterance, in any order, on any device; None if there is no padding.
 
         Returns:
             predicted: (batch, seq_len, mel_dim), the prediction layer's bias on padding; None without such a layer.
@@ -111,7 +112,9 @@ class APCModel(nn.Module):
         Raises:
             ValueError: the size of a frame is not mel_dim, or the lengths do not fit the batch.
         """
+        inputs = self._to_weights(inputs)
         batch, seq_len = self._check_inputs(inputs)
+        lengths = [seq_len] * batch if lengths is None else lengths
         packing = Packing.from_lengths(check_lengths(lengths, batch, seq_len), seq_len, inputs.device)
         frames = inputs.reshape(batch * seq_len, self.mel_dim)[packing.index]  # (frames, mel_dim)
         outputs, _ = self.encode(frames, packing)  # of (frames, hidden_size)
@@ -178,6 +181,12 @@ class APCModel(nn.Module):
             held = ", ".join(map(str, shapes)) or "nothing"
             needed = f"({', '.join(names)}) of {wanted}: is it of another batch size or model?"
             raise InputError(f"the state holds {held}, but this model and batch need {needed}")
+
+    def _to_weights(self, inputs: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Frames as a tensor of the weights' precision; those of NumPy also on their device."""
+        weights = self.rnns[0].weight_hh_l0
+        inputs = torch.as_tensor(inputs, device=weights.device) if isinstance(inputs, np.ndarray) else inputs
+        return inputs.to(weights.dtype) if inputs.dtype == torch.float64 else inputs
 
     def _check_inputs(self, inputs: torch.Tensor) -> tuple[int, int]:
         """The (batch, seq_len) of a padded batch, or a ValueError that names the sizes."""

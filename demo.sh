@@ -15,15 +15,15 @@ say() { printf '\n== %s\n' "$*"; }
 
 say "Prepare: log-Mel frames of five real utterances become one padded tensor each"
 for split in train dev; do
-    python prepare_data.py --librispeech_from_kaldi "$sample/sample-$split.blogmel.xz" --save_dir "$prepared/sample-$split"
+    python prepare_data.py --librispeech_audio "$sample/audio/$split" --save_dir "$prepared/sample-$split" --overwrite
 done
 
 say "Train: 3 GRU layers of 512 learn to predict the frame 3 steps (30 ms) ahead"
 python train_apc.py --experiment_name demo --overwrite --epochs "$epochs" --batch_size 2 --learning_rate 5e-4 \
     --rnn_residual --time_shift 3 --train_split sample-train --val_split sample-dev --load_data_workers 1
 
-say "Extract: the last layer's hidden states are the features"
-python load_pretrained_model.py --checkpoint "$experiment/demo__epoch_$epochs.model" --data "$prepared/sample-dev" \
+say "Extract: the last layer's hidden states are the features, here of audio, read as the model's training data were"
+python load_pretrained_model.py --checkpoint "$experiment/demo__epoch_$epochs.model" --data "$sample/audio/dev" \
     --save_dir "$features" --overwrite --load_data_workers 0
 
 say "Done"

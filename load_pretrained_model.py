@@ -11,8 +11,7 @@ If interrupted, run the same command again to continue. Sources, formats and opt
 In a notebook:
 
     model = load_pretrained("bs32-rhl3-rhs512-rd0-adam-res-ts3.pt")
-    with torch.no_grad():
-        _, feats = model.forward(inputs, lengths)  # (num_layers, batch, seq_len, hidden_size)
+    feats = features(model, waveform, sample_rate)  # (num_layers, frames, hidden_size)
 """
 
 import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
@@ -20,6 +19,7 @@ import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from apc_model import APCModel
@@ -58,6 +58,28 @@ def load_pretrained(
     if not checkpoint.has_postnet:
         warnings.warn(f"{path} has no prediction layer: the model gives features, and predicted is None", stacklevel=2)
     return model.to(device).eval()
+
+
+@torch.no_grad()
+def features(model: APCModel, waveform: torch.Tensor | np.ndarray, sample_rate: int, seed: str = "") -> torch.Tensor:
+    """The features of a waveform, whose frames are made and scaled as those of the model's training data were.
+
+    Where these were scaled for each speaker, the waveform's own mean and variance stand for its speaker's.
+
+    Args:
+        model: in eval mode.
+        waveform: (samples,) or (1, samples), either floating point in [-1, 1] or int16.
+        sample_rate: of the waveform, in Hz; 16000, or more, which is resampled.
+        seed: of the dither, if the model's front end has one: an utterance's id, as extraction has it.
+
+    Returns:
+        float32 (num_layers, frames, hidden_size), on the model's device.
+
+    Raises:
+        InputError: another shape or type, a lower sample rate, a NaN, or fewer samples than a window has.
+    """
+    frames = model.frame_spec.make_frames(np.asarray(waveform), sample_rate, seed)
+    return model(frames[None])[1][:, 0]
 
 
 def describe(model: APCModel) -> str:

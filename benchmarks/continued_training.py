@@ -30,8 +30,8 @@ def main() -> None:
         new = speakers_of(args.data)
         first = speakers_of(args.first_data) if args.first_data else [args.first or new[0]]
         new = new if args.first_data else [speaker for speaker in new if speaker not in first]
-        prepare(args.first_data or args.data, first, work / "first")
-        prepare(args.data, new, work / "new")
+        prepare(args.first_data or args.data, first, work / "first", args.front_end)
+        prepare(args.data, new, work / "new", args.front_end)
         train(args, work, "first", first, args.first_epochs)
         released = work / f"bs{args.batch_size}-rhl3-rhs{args.hidden_size}-rd0-adam-res-ts{args.time_shift}.pt"
         shutil.copy(work / f"logs/first.dir/first__epoch_{args.first_epochs}.model", released)
@@ -58,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=16, help="Utterances in a batch.")
     parser.add_argument("--learning_rate", default="5e-4", help="The learning rate of all three models.")
     parser.add_argument("--time_shift", type=int, default=3, help="How many frames ahead the models predict.")
+    parser.add_argument("--front_end", default="released", help="How audio becomes frames, by name.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of the table.")
     return parser.parse_args()
 
@@ -70,12 +71,12 @@ def speakers_of(corpus: Path) -> list[str]:
     return found
 
 
-def prepare(corpus: Path, speakers: list[str], directory: Path) -> None:
+def prepare(corpus: Path, speakers: list[str], directory: Path, front_end: str) -> None:
     """Prepare each speaker's train and dev as a split of its own: train-<speaker>, dev-<speaker>."""
     for split in ("train", "dev"):
         for speaker in speakers:
             audio, out = corpus / "audio" / split / speaker, directory / f"{split}-{speaker}"
-            run("prepare_data.py", "--librispeech_audio", str(audio), "--save_dir", str(out))
+            run("prepare_data.py", "--librispeech_audio", str(audio), "--save_dir", str(out), "--front_end", front_end)
 
 
 def train(args: argparse.Namespace, work: Path, name: str, speakers: list[str], epochs: int, *init: str) -> list[float]:

@@ -30,7 +30,7 @@ import torch
 
 from apc_model import APCModel
 from downstream.probing.arguments import add_perceptron_options, make_parser, probe_options
-from downstream.probing.corpus import load_corpus
+from downstream.probing.corpus import DEFAULT_NORM, load_corpus
 from downstream.probing.plan import Plan, choose_best
 from downstream.probing.probes import CLASSIFIERS
 from downstream.probing.report import write_report
@@ -38,6 +38,7 @@ from downstream.probing.study import RANDOM, Study
 from downstream.probing.training import checkpoint_path, train
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
+from utils.audio.front_ends import DEFAULT_FRONT_END
 from utils.system.arguments import positive, positive_float
 from utils.system.device import pick_device
 from utils.system.errors import InputError, describe_changes, run_script
@@ -45,7 +46,7 @@ from utils.system.files import lock_directory, read_json, refuse_other_files, re
 
 CONFIG_FILE = "config.json"
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers"}
-MAY_CHANGE |= {"on_error", "quick"}
+MAY_CHANGE |= {"on_error", "quick", "any_frames"}
 QUICK = {"time_shifts": [1, 3], "epochs": 3, "hidden_size": 64, "seeds": 2, "probe_epochs": 4, "probe_hidden_size": 64}
 
 
@@ -64,6 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     help = "Stack log Mel with this many frames before and after each; and, causal, twice as many before."
     add("--context", type=positive, default=5, help=help)
     add_perceptron_options(parser)
+    parser.set_defaults(checkpoint=None, norm=DEFAULT_NORM, front_end=DEFAULT_FRONT_END)
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(arguments)

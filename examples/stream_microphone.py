@@ -1,12 +1,13 @@
 """Compute APC features of live speech, frame by frame.
 
-    arecord -q -t raw -f S16_LE -c 1 -r 16000 \
-        | python examples/stream_microphone.py --checkpoint CHECKPOINT --norm_from PATH
-    python examples/stream_microphone.py --checkpoint CHECKPOINT --norm_from PATH --wav speech.wav
+    arecord -q -t raw -f S16_LE -c 1 -r 16000 | python examples/stream_microphone.py --checkpoint CHECKPOINT
+    python examples/stream_microphone.py --checkpoint CHECKPOINT --wav speech.wav
+    python examples/stream_microphone.py --checkpoint CHECKPOINT --norm_from PATH --speaker ann --wav speech.wav
 
 The first listens to a microphone (any program that writes 16 kHz mono 16-bit samples will do; Ctrl-C ends it), the
-second plays a file in real time. PATH holds the normalization.json of the data that the model was trained on; made with
-`prepare_data.py --norm global` it fits any speaker.
+others play a file in real time. A model that was trained on frames of `prepare_data.py --norm global` or `global-mean`
+brings its normalisation along. For the other modes of models, PATH holds the normalization.json of recordings of the
+speaker, prepared in the same mode.
 """
 
 import sys
@@ -19,6 +20,7 @@ import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from utils.audio.front_ends import FrontEnd
 from utils.audio.log_mel import OnlineLogMel
 from utils.audio.waveforms import waveform_blocks
 from utils.corpus.arguments import add_front_end_options, front_end_of
+from utils.corpus.frame_spec import FrameSpec, check_fit
 from utils.corpus.normalization import UNBIASED, Normalizer, scope
 from utils.system.arguments import HelpFormatter, add_residual_option, natural, positive
 from utils.system.errors import InputError, run_script
@@ -121,18 +124,35 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def choose_normalizer(args: argparse.Namespace, spec: FrameSpec) -> Normalizer:
+    """What scales frames: --norm_from, or the model's own. Raises InputError where frames must be heard first."""
+    if args.norm_from or (args.any_frames and not spec.normalization):
+        return Normalizer.load(args.norm_from) if args.norm_from else Normalizer("none")
+    if spec.norm is None:
+        return Normalizer("none")
+    if spec.normalizer is None:
+        reason = f"the model reads frames of norm {spec.norm}, and the mean of a new speaker is not known"
+        advice = "prepare recordings of the speaker (--norm_from, --speaker), or --any_frames scales nothing"
+        raise InputError(f"{reason}: {advice}", args.checkpoint)
+    return spec.normalizer
+
+
 def make_listener(args: argparse.Namespace, model: APCModel) -> Listener:
     """A listener that is warmed up. Raises InputError where the model or the normalisation does not fit live audio."""
     if model.mel_dim != NUM_MEL_BINS:
         raise InputError(f"the model reads frames of {model.mel_dim}, but log-Mel frames have {NUM_MEL_BINS}")
-    normalizer = Normalizer.load(args.norm_from) if args.norm_from else Normalizer("none")
-    front_end = front_end_of(args)
+    normalizer, front_end = choose_normalizer(args, model.frame_spec), front_end_of(args, model.frame_spec)
     if scope(normalizer.mode) == "utterance":
         norm = normalizer.mode.replace("utterance", "global").removesuffix(UNBIASED)
         reason = f"an utterance's own mean and variance are not known before it ends; train on --norm {norm}"
-        raise InputError(reason, args.norm_from)
+        raise InputError(reason, args.norm_from or args.checkpoint)
     if scope(normalizer.mode) == "speaker":
         normalizer.statistics_of(args.speaker)
+    frame_spec = replace(FrameSpec.of_front_end(front_end), norm="none").scaled_by(normalizer)
+    for line in check_fit(frame_spec, args.wav or "the microphone", model.frame_spec, args.any_frames):
+        print(line)
+    if front_end.dither:
+        print(f"dither {front_end.dither:g}: noise by the file's utterance id, or for a microphone the same every time")
     Listener(model, Normalizer("none"), front_end).accept(np.zeros(SAMPLE_RATE // 10, np.int16))
     return Listener(model, normalizer, front_end, args.speaker, args.wav.stem if args.wav else "")
 
@@ -145,10 +165,6 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     model = load_pretrained(args.checkpoint, residual=args.residual)
     print(f"{args.checkpoint}: {describe(model)}")
-    if not args.norm_from:
-        print("frames are not normalised (--norm_from), which fits only a model that was trained on such frames")
-    if dither := front_end_of(args).dither:
-        print(f"dither {dither:g}: noise by the file's utterance id, or for a microphone the same in every run")
     listener, piece_samples = make_listener(args, model), args.piece_ms * SAMPLES_PER_MS
     pieces = stdin_pieces(piece_samples)
     if args.wav:

@@ -171,3 +171,13 @@ def test_under_autocast_features_keep_the_type_of_the_inputs(prenet):
     torch.testing.assert_close(feats, exact, atol=0.02, rtol=0.02)
     (predicted.float().sum() + feats.sum()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_batch_may_be_numpy_arrays_of_float64_and_without_padding_lengths_may_be_left_out():
+    model, _ = make_models()
+    inputs, lengths = make_batch()
+    expected = model(inputs, lengths)
+    float64 = inputs.double()
+    for given in ((float64.numpy(), lengths.numpy()), (inputs.numpy(), lengths.tolist()), (float64, lengths)):
+        torch.testing.assert_close(model(*given), expected)
+    torch.testing.assert_close(model(inputs), model(inputs, [inputs.size(1)] * len(inputs)))

@@ -42,7 +42,9 @@ def corpus(tmp_path):
 def raw_frames(corpus):
     """The unnormalised frames of each utterance, and its speaker."""
     files = {path.stem: path for path in sorted(corpus.rglob("*.flac"))}
-    return {u: (log_mel(soundfile.read(path)[0]).astype(np.float64), u.split("-")[0]) for u, path in files.items()}
+    return {
+        u: (log_mel(soundfile.read(path)[0], seed=u).astype(np.float64), u.split("-")[0]) for u, path in files.items()
+    }
 
 
 def normalised(raw, group):
@@ -70,9 +72,10 @@ def test_each_mode_normalises_over_what_it_says(corpus, tmp_path, norm, group):
         assert np.allclose(found[utterance], expected[utterance], atol=1e-4)
 
 
-def test_normalisation_per_speaker_is_the_default_and_covers_what_truncation_drops(corpus, tmp_path):
-    prepare_audio(corpus, tmp_path / "whole")
-    prepare_audio(corpus, tmp_path / "cut", "--max_seq_len", 20)
+@pytest.mark.parametrize("options, std", [((), None), (("--front_end", "kaldi-hires"), 1)])
+def test_normalisation_per_speaker_is_the_default_and_covers_what_truncation_drops(corpus, tmp_path, options, std):
+    prepare_audio(corpus, tmp_path / "whole", *options)
+    prepare_audio(corpus, tmp_path / "cut", "--max_seq_len", 20, *options)
     whole, cut = frames_of(tmp_path / "whole"), frames_of(tmp_path / "cut")
     assert all(np.array_equal(cut[u], whole[u][:20]) for u in whole)
     assert (tmp_path / "whole" / "normalization.json").read_text() == (
@@ -80,7 +83,8 @@ def test_normalisation_per_speaker_is_the_default_and_covers_what_truncation_dro
     ).read_text()
     everything = {s: np.concatenate([whole[u] for u in whole if u.startswith(s)]) for s in "12"}
     assert all(np.allclose(frames.mean(axis=0), 0, atol=1e-4) for frames in everything.values())
-    assert all(np.allclose(frames.std(axis=0), 1, atol=1e-4) for frames in everything.values())
+    if std:
+        assert all(np.allclose(frames.std(axis=0), std, atol=1e-4) for frames in everything.values())
 
 
 def test_new_audio_is_normalised_the_same_way(corpus, tmp_path):
@@ -89,7 +93,7 @@ def test_new_audio_is_normalised_the_same_way(corpus, tmp_path):
     normalizer = Normalizer.load(tmp_path / "out" / "normalization.json")
     path = next(corpus.rglob(f"{utterance}.flac"))
     speaker = utterance.split("-")[0]
-    assert np.array_equal(normalizer.apply(log_mel(read_waveform(path)), speaker), expected)
+    assert np.array_equal(normalizer.apply(log_mel(read_waveform(path), seed=utterance), speaker), expected)
     with pytest.raises(InputError, match=r"for each of . speakers, not for 9: choose one with --speaker, or prepare"):
         normalizer.apply(log_mel(read_waveform(path)), "9")
     prepare_audio(corpus / speaker, tmp_path / "again", "--norm_from", tmp_path / "out")
@@ -211,13 +215,16 @@ def test_a_wav_that_was_cut_off_is_found_out(tmp_path):
         prepare_audio(tmp_path / "a", tmp_path / "out")
 
 
-def test_a_speaker_without_variance_is_named_or_left_out(tmp_path):
-    (tmp_path / "a.blogmel").write_text("x-1-1\n1 2\n1 3\n.\ny-1-1\n1 2\n2 3\n.\n")
-    with pytest.raises(InputError, match="speaker x: bin 1 of 2 has zero variance over 2 frames"):
-        prepare(tmp_path / "a.blogmel", tmp_path / "cats", "--norm", "speaker")
-    prepare(tmp_path / "a.blogmel", tmp_path / "out", "--norm", "speaker", "--on_error", "skip")
-    assert frames_of(tmp_path / "out")["y-1-1"].tolist() == [[-1, -1], [1, 1]]
-    assert (tmp_path / "out" / "skipped.txt").read_text().startswith("x-1-1\t")
+def test_a_bin_without_variance_becomes_zero_and_its_speaker_or_utterance_is_named(tmp_path, capsys):
+    (tmp_path / "a.blogmel").write_text("x-1-1\n1 2\n1 3\n.\ny-1-1\n1 2\n2 3\n.\nz-1-1\n5 7\n.\n")
+    expected = {"x-1-1": [[0, -1], [0, 1]], "y-1-1": [[-1, -1], [1, 1]], "z-1-1": [[0, 0]]}
+    for norm in ("speaker", "utterance"):
+        out = prepare(tmp_path / "a.blogmel", tmp_path / norm, "--norm", norm)
+        assert {name: frames.tolist() for name, frames in frames_of(out).items()} == expected
+    assert "2 with bins of zero variance, which become 0: x, ..." in capsys.readouterr().out
+    remarks = (tmp_path / "utterance" / "shorter.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in remarks] == ["x-1-1", "z-1-1"]
+    assert remarks[0].endswith("zero variance in 1 bins") and remarks[1].endswith("zero variance in 2 bins")
 
 
 def test_a_channel_and_a_sample_rate_are_taken_only_when_told(tmp_path, capsys):
@@ -226,7 +233,8 @@ def test_a_channel_and_a_sample_rate_are_taken_only_when_told(tmp_path, capsys):
     soundfile.write(tmp_path / "a" / "a-1-1.wav", stereo, 16000, "FLOAT")
     for channel in (0, 1):
         prepare_audio(tmp_path / "a", tmp_path / "out", "--norm", "none", "--overwrite", "--channel", channel)
-        assert np.array_equal(frames_of(tmp_path / "out")["a-1-1"], log_mel(stereo[:, channel].astype(np.float32)))
+        expected = log_mel(stereo[:, channel].astype(np.float32), seed="a-1-1")
+        assert np.array_equal(frames_of(tmp_path / "out")["a-1-1"], expected)
     with pytest.raises(InputError, match="no channel 2"):
         prepare_audio(tmp_path / "a", tmp_path / "out", "--overwrite", "--channel", 2)
     tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(44100) / 44100)

@@ -168,7 +168,7 @@ def test_a_long_recording_read_piece_by_piece_has_the_features_of_one_read_whole
     samples, _ = soundfile.read(next(AUDIO.glob("*.flac")), dtype="int16")
     soundfile.write(tmp_path / "audio" / "long.wav", samples[: 16000 * 4], 16000)
     soundfile.write(tmp_path / "audio" / "other.wav", samples[: 16000 * 3], 22050)  # resampled
-    options = ["--norm", norm, "--resample", "--front_end", front_end]
+    options = ["--norm", norm, "--resample", "--front_end", front_end, "--any_frames"]
     whole = read(extract(checkpoint, tmp_path / "audio", tmp_path / "whole", *options))
     monkeypatch.setattr(audio, "LONG_SECONDS", 1)
     monkeypatch.setattr(audio, "BLOCK_VALUES", 7001)
@@ -184,7 +184,7 @@ def test_a_long_recording_that_is_cut_off_is_left_out_and_its_batch_is_whole(che
     bad = sorted(corpus.iterdir())[1]
     bad.write_bytes(bad.read_bytes()[:-20000])
     monkeypatch.setattr(audio, "LONG_SECONDS", 1)
-    options = ["--norm", "none", "--chunk", 50]
+    options = ["--norm", "none", "--any_frames", "--chunk", 50]
     with pytest.raises(InputError, match=rf"{bad.name}: utterance {bad.stem}: .*truncated.*--on_error skip"):
         extract(checkpoint, corpus, tmp_path / "stop", *options)
     found = read(extract(checkpoint, corpus, tmp_path / "skip", *options, "--on_error", "skip"))
@@ -248,9 +248,9 @@ def test_another_job_is_refused_and_overwrites_when_told(checkpoint, from_audio,
     ):  # fmt: skip
         with pytest.raises(InputError, match=rf"was made with {message}; give another directory, or --overwrite"):
             extract(checkpoint, from_audio, out, *change)
-    raw = extract(checkpoint, AUDIO, tmp_path / "raw", "--norm", "none")
+    raw = extract(checkpoint, AUDIO, tmp_path / "raw", "--norm", "none", "--any_frames")
     with pytest.raises(InputError, match="was made with data_norm none, not speaker; give another directory, or"):
-        extract(checkpoint, AUDIO, raw, "--norm", "speaker")
+        extract(checkpoint, AUDIO, raw, "--norm", "speaker", "--any_frames")
     assert_features(read(out), before, atol=0)
     extract(checkpoint, from_audio, out, "--format", "npy", "--overwrite")
     assert not list(out.glob("*.pt"))
@@ -313,7 +313,7 @@ def test_what_is_no_data_of_the_model_touches_nothing(checkpoint, from_audio, pr
 def test_an_utterance_of_another_frame_size_is_named_or_left_out(checkpoint, norm, tmp_path):
     frames = np.random.default_rng(0).standard_normal((9, 80)).astype(np.float32)
     write_ark(tmp_path / "f.ark", [("a-1-1", frames), ("a-1-2", frames[:, :40]), ("a-1-3", frames)])
-    options = ("--norm", norm)
+    options = ("--norm", norm, "--any_frames")
     with pytest.raises(InputError, match=r"utterance a-1-2: frames of size 40, but .* 80"):
         extract(checkpoint, tmp_path / "f.ark", tmp_path / "stopped", *options)
     out = extract(checkpoint, tmp_path / "f.ark", tmp_path / "out", *options, "--on_error", "skip")
@@ -353,7 +353,17 @@ def test_ten_minutes_take_the_memory_of_one(tmp_path):
         corpus.mkdir()
         soundfile.write(corpus / "a.wav", np.tile(noise, minutes), 16000)
         arguments = ["--checkpoint", path, "--data", corpus, "--save_dir", tmp_path / f"out{minutes}"]
-        command = [sys.executable, "-c", MEASURE, *arguments, "--load_data_workers", 0, "--norm", "global"]
+        command = [
+            sys.executable,
+            "-c",
+            MEASURE,
+            *arguments,
+            "--load_data_workers",
+            0,
+            "--norm",
+            "global",
+            "--any_frames",
+        ]
         result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
         assert result.returncode == 0, result.stderr
         peaks.append(int(result.stdout.split()[-1]) / 1024)

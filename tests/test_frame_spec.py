@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from preparing_runs import prepare, prepare_audio
 from test_apc_model import make_batch, make_models
@@ -14,10 +15,11 @@ from training_runs import train
 from apc_model import APCModel
 from datasets import LibriSpeech
 from export import export_model
-from load_pretrained_model import load_pretrained
+from load_pretrained_model import features, load_pretrained, main
 from utils import RNNConfig
 from utils.audio.front_ends import FRONT_ENDS
 from utils.corpus.frame_spec import FrameSpec
+from utils.corpus.prepared import load_tensor
 from utils.system.errors import InputError
 from utils.system.files import read_json
 
@@ -25,6 +27,10 @@ RELEASED, HIRES, S3PRL = (FrameSpec.of_front_end(FRONT_ENDS[name]) for name in (
 OPTIONS = (
     "--rnn_hidden_size 8 --rnn_num_layers 1 --batch_size 2 --epochs 1 --load_data_workers 0 --librispeech_path . "
     "--train_split train --val_split dev"
+)
+ALL = (
+    *((name, ()) for name in FRONT_ENDS),
+    *(("released", ("--norm", norm)) for norm in ("none", "utterance-mean", "global", "global-mean")),
 )
 SAMPLE = Path(__file__).parent.parent / "librispeech_data" / "sample"
 
@@ -150,3 +156,101 @@ def test_a_prepared_directory_says_how_its_frames_were_made(splits, tmp_path):
 def test_a_damaged_record_is_refused(content):
     with pytest.raises(InputError, match=r"^config\.json"):
         FrameSpec.from_json(content, "config.json")
+
+
+def extract(checkpoint, data, *options):
+    """The features of a directory of audio or a prepared one, by utterance."""
+    main(["--checkpoint", str(checkpoint), "--data", str(data), "--save_dir", "feats", "--load_data_workers", "0",
+          "--overwrite", *options])  # fmt: skip
+    return {path.stem: load_tensor(path) for path in sorted(Path("feats").glob("*.pt"))}
+
+
+@pytest.mark.parametrize("front_end, norm", ALL)
+def test_audio_is_read_as_the_models_training_data_were(splits, monkeypatch, front_end, norm, capsys):
+    splits("--front_end", front_end, "--max_seq_len", 800, *norm, names=["train"])
+    norm = norm if norm[1:] == ("none",) else ("--norm_from", "train")
+    splits("--front_end", front_end, "--max_seq_len", 800, *norm, names=["dev"])
+    checkpoint = trained(monkeypatch) / "foo__best.model"
+    from_audio, from_tensors = extract(checkpoint, SAMPLE / "audio" / "train"), extract(checkpoint, "train")
+    assert len(from_audio) == 4 and from_audio.keys() == from_tensors.keys()
+    for utterance, feats in from_audio.items():
+        torch.testing.assert_close(feats, from_tensors[utterance])
+    assert "not known" not in capsys.readouterr().out
+    if "speaker" not in load_pretrained(checkpoint).frame_spec.norm:
+        model = load_pretrained(checkpoint)
+        waveform, rate = soundfile.read(SAMPLE / "audio" / "train" / f"{utterance}.flac", dtype="int16")
+        torch.testing.assert_close(features(model, waveform, rate, seed=utterance)[-1], feats)
+
+
+def test_frames_that_are_not_the_models_are_refused_before_anything_is_written(splits, monkeypatch, tmp_path, capsys):
+    splits("--front_end", "kaldi-hires", "--norm", "global", names=["train"])
+    splits("--front_end", "kaldi-hires", "--norm_from", "train", names=["dev"])
+    checkpoint = trained(monkeypatch) / "foo__best.model"
+    prepare_audio(SAMPLE / "audio" / "dev", tmp_path / "mel", "--front_end", "released")
+    prepare_audio(SAMPLE / "audio" / "dev", tmp_path / "own", "--front_end", "kaldi-hires", "--norm", "global")
+    audio = SAMPLE / "audio" / "dev"
+    for data, options, said in (
+        ("mel", (), "front end released, not kaldi-hires; norm speaker-mean, not global"),
+        ("own", (), "norm global by another mean and variance"),
+        (audio, ("--norm", "speaker"), "norm speaker, not global"),
+        (audio, ("--norm", "global"), "norm global by another mean and variance"),
+        (audio, ("--front_end", "s3prl"), "front end s3prl, not kaldi-hires"),
+        (audio, ("--dither", "1"), "dither 1, not 0"),
+    ):
+        with pytest.raises(InputError, match=f"^frames of .* differ from those .*: {said}.*--any_frames"):
+            extract(checkpoint, data, *options)
+        assert not Path("feats").exists()
+    capsys.readouterr()
+    assert extract(checkpoint, "mel", "--any_frames")
+    assert "differ from those that the model was trained on: front end released, not kald" in capsys.readouterr().out
+
+
+def test_what_is_not_known_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(APCModel(80, None, RNNConfig(80, 8, 1, 0.0, False)).state_dict(), "old__best.model")
+    archive = SAMPLE / "sample-dev.blogmel.xz"
+    assert extract("old__best.model", archive)
+    said = capsys.readouterr().out
+    assert "front end kaldi-hires, norm speaker (assumed: it was not recorded)" in said
+    assert "unknown front end, unknown norm; the model's: " in said and "whether they fit is not known" in said
+    prepare(archive, Path("known"), "--front_end", "released")
+    assert FrameSpec.of_directory(Path("known")) == RELEASED
+    assert extract("old__best.model", "known")
+    assert "differ from those that the model was trained on: front end released, not" in capsys.readouterr().out
+
+
+def test_frames_that_are_scaled_already_are_scaled_again_only_when_told(splits, tmp_path):
+    archive = tmp_path / "dev-clean-hires-norm.blogmel"
+    archive.write_text("a-b-c\n1 2\n3 5\n.\n")
+    with pytest.raises(InputError, match=r"dev-clean-hires-norm.blogmel are normalised already.*--any_frames"):
+        prepare(archive, tmp_path / "out", "--norm", "speaker")
+    assert not (tmp_path / "out").exists()
+    prepare(archive, tmp_path / "out", "--norm", "speaker", "--any_frames")
+
+
+WAVEFORM = np.random.default_rng(0).normal(0, 0.1, 16000)
+
+
+@pytest.mark.parametrize("waveform, rate", [
+    (WAVEFORM.astype(np.float32), 16000), (torch.from_numpy(WAVEFORM).float()[None], 16000),
+    (np.round(WAVEFORM * 32768).astype(np.int16), 16000), (np.repeat(WAVEFORM, 2), 32000),
+])  # fmt: skip
+def test_features_of_a_waveform_of_any_kind(tmp_path, waveform, rate):
+    torch.save(
+        APCModel(80, None, RNNConfig(80, 8, 2, 0.0, True)).state_dict(), tmp_path / "bs1-rhl2-rhs8-rd0-adam-res-ts1.pt"
+    )
+    model = load_pretrained(tmp_path / "bs1-rhl2-rhs8-rd0-adam-res-ts1.pt")
+    feats = features(model, waveform, rate)
+    assert feats.shape == (2, 98, 8) and feats.isfinite().all() and not feats.requires_grad
+    if rate == 16000:
+        torch.testing.assert_close(feats, features(model, WAVEFORM, 16000), atol=0.02, rtol=0.02)
+
+
+def test_a_waveform_of_a_lower_rate_or_a_model_of_unknown_frames_is_told(tmp_path):
+    torch.save(APCModel(80, None, RNNConfig(80, 8, 1, 0.0, False)).state_dict(), tmp_path / "x.pt")
+    model = load_pretrained(tmp_path / "x.pt")
+    with pytest.warns(UserWarning, match="front end released, norm speaker-mean, is not known"):
+        features(model, WAVEFORM, 16000)
+    model.frame_spec = RELEASED
+    with pytest.raises(InputError, match="8000 Hz"):
+        features(model, WAVEFORM, 8000)

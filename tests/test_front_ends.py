@@ -195,14 +195,17 @@ def test_dither_is_a_number_of_0_or_more(corpus, tmp_path, dither):
         prepare_audio(corpus, tmp_path / "out", "--dither", dither)
 
 
-@pytest.mark.parametrize("norm", ["speaker-mean", "utterance-mean", "global-mean", "none"])
+@pytest.mark.parametrize("norm", MODES)
 def test_digital_silence_and_a_speaker_of_one_frame_give_finite_frames_and_are_named(corpus, tmp_path, capsys, norm):
     soundfile.write(corpus / "8-0-0.flac", np.zeros(16000, np.int16), 16000)
     soundfile.write(corpus / "9-0-0.flac", np.random.default_rng(0).normal(0, 0.1, 400), 16000)
     out = prepare_audio(corpus, tmp_path / "out", "--front_end", "released", "--dither", 0, "--norm", norm)
     assert all(np.isfinite(frames).all() for frames in frames_of(out).values())
     said = capsys.readouterr().out
-    assert "1 files shorter than their headers, of unknown length or silent" in said
-    assert (out / "shorter.txt").read_text().endswith("8-0-0.flac: digital silence: every sample is 0\n")
+    count = 2 if norm in ("utterance", "utterance-unbiased") else 1  # with the single frame
+    assert f"{count} files shorter than their headers, of unknown length, silent or of zero variance" in said
+    assert "8-0-0.flac: digital silence: every sample is 0\n" in (out / "shorter.txt").read_text()
+    if norm == "speaker":
+        assert "2 with bins of zero variance, which become 0: 8, ..." in said
     if norm == "speaker-mean":
         assert "2 with less than a second of sound, so of little use: 8, ..." in said

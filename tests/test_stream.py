@@ -18,8 +18,10 @@ from utils import RNNConfig
 from utils.audio.front_ends import FRONT_ENDS
 from utils.audio.log_mel import OnlineLogMel, log_mel
 from utils.audio.waveforms import read_waveform
+from utils.corpus.frame_spec import FrameSpec
 from utils.corpus.normalization import Normalizer
 from utils.system.errors import InputError
+from utils.training.checkpoints import state_with_config
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "stream_microphone.py"
@@ -142,17 +144,18 @@ def example():
 
 @pytest.fixture
 def listening(tmp_path):
-    """A checkpoint, a normalization.json, and the features of real speech by both, computed offline."""
+    """A checkpoint that brings its normalisation along, and the features of real speech by it, computed offline."""
     torch.manual_seed(0)
     model = APCModel(80, None, RNNConfig(80, 16, 2, 0.0, True)).eval()
-    checkpoint, norm = tmp_path / "bs32-rhl2-rhs16-rd0-adam-res-ts3.pt", tmp_path / "normalization.json"
-    torch.save(model.state_dict(), checkpoint)
-    frames = log_mel(read_waveform(SPEECH))
+    checkpoint, norm = tmp_path / "foo__best.model", tmp_path / "normalization.json"
+    frames = log_mel(read_waveform(SPEECH), front_end=FRONT_ENDS["kaldi-hires"])
     mean, std = frames.mean(0, np.float64), frames.std(0, dtype=np.float64)
     normalizer = Normalizer("global", "", {"all speakers": (mean, std)})
     normalizer.save(norm)
+    model.frame_spec = FrameSpec.of_front_end(FRONT_ENDS["kaldi-hires"]).scaled_by(normalizer)
+    torch.save(state_with_config(model), checkpoint)
     expected = offline(model, torch.from_numpy(normalizer.apply(frames))[None])[-1, 0].numpy()
-    return ["--checkpoint", str(checkpoint), "--norm_from", str(norm)], expected
+    return ["--checkpoint", str(checkpoint)], expected
 
 
 @pytest.mark.parametrize("piece_ms", [10, 37])
@@ -171,10 +174,14 @@ def test_a_file_is_followed_by_the_front_end_that_is_asked_for_and_the_dither_is
     listening, example, tmp_path, capsys
 ):
     options, _ = listening
-    model, normalizer = load_pretrained(options[1]), Normalizer.load(options[3])
+    model = load_pretrained(options[1])
+    normalizer = model.frame_spec.normalizer
     frames = log_mel(read_waveform(SPEECH), front_end=FRONT_ENDS["released"], seed=SPEECH.stem)
     expected = offline(model, torch.from_numpy(normalizer.apply(frames))[None])[-1, 0].numpy()
     play = [*options, "--wav", str(SPEECH), "--no-realtime", "--front_end", "released"]
+    with pytest.raises(InputError, match="front end released, not kaldi-hires; --any_frames"):
+        example.main(play)
+    play.append("--any_frames")
     example.main([*play, "--save", str(tmp_path / "live.npy")])
     np.testing.assert_allclose(np.load(tmp_path / "live.npy"), expected, atol=1e-5)
     assert "dither 1: noise by the file's utterance id" in capsys.readouterr().out
@@ -223,3 +230,21 @@ def test_what_cannot_be_followed_live_is_refused(listening, example, tmp_path):
         example.main([*live, "--speaker", "ben"])
     with pytest.raises(InputError, match=r"none\.wav"):
         example.main([*options, "--wav", str(tmp_path / "none.wav")])
+
+
+def test_a_model_of_speakers_means_needs_those_of_the_speaker_or_is_told_to_do_without(listening, example, tmp_path):
+    model = load_pretrained(listening[0][1])
+    released = tmp_path / "bs32-rhl2-rhs16-rd0-adam-res-ts3.pt"
+    torch.save(model.state_dict(), released)
+    live = ["--checkpoint", str(released), "--wav", str(SPEECH), "--no-realtime", "--save", str(tmp_path / "x.npy")]
+    with pytest.raises(InputError, match=r"frames of norm speaker-mean.*--norm_from, --speaker.*--any_frames"):
+        example.main(live)
+    frames = log_mel(read_waveform(SPEECH), front_end=FRONT_ENDS["released"], seed=SPEECH.stem)
+    mean = frames.mean(0, np.float64)
+    Normalizer("speaker-mean", "", {"ann": (mean, np.ones(80))}).save(tmp_path / "normalization.json")
+    for options, expected in (
+        (["--norm_from", str(tmp_path), "--speaker", "ann"], frames - mean), (["--any_frames"], frames),
+    ):  # fmt: skip
+        example.main([*live, *options])
+        feats = offline(model, torch.from_numpy(expected.astype(np.float32))[None])[-1, 0].numpy()
+        np.testing.assert_allclose(np.load(tmp_path / "x.npy"), feats, atol=1e-5)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from downstream.probing.abx import AbxOptions
+from downstream.probing.corpus import DEFAULT_NORM
 from downstream.probing.probes import ProbeOptions
 from downstream.probing.recognition import RecognitionOptions
 from utils.corpus.arguments import add_front_end_options
@@ -40,9 +41,10 @@ def make_parser(description: str, seeds_help: str | None = None) -> argparse.Arg
     help = "Test on these speakers and train on the others, instead of testing on audio/test."
     add("--held_out_speakers", nargs="+", metavar="SPEAKER", help=help)
     help = (
-        "Scale log Mel to zero mean and unit variance over train, each speaker or each utterance, or remove the mean."
+        "Scale log Mel to zero mean and unit variance over train, each speaker or each utterance, or remove the mean "
+        f"(by default as a checkpoint's frames are, or else {DEFAULT_NORM})."
     )
-    add("--norm", choices=NORMS, default=NORMS[0], help=help)
+    add("--norm", choices=NORMS, help=help)
     add_front_end_options(parser)
     add("--num_workers", type=count, default=2, metavar="N", help="Number of processes that prepare audio.")
     help = "Stop at the first bad audio file, or skip it and list it in skipped.txt."

@@ -19,7 +19,8 @@ from downstream.probing.splits import SETS, TRAIN, Splits, find_splits
 from load_pretrained_model import load_pretrained
 from utils.corpus.arguments import front_end_of
 from utils.corpus.audio_source import AudioOptions
-from utils.corpus.normalization import scope
+from utils.corpus.frame_spec import UNKNOWN, FrameSpec, check_fit
+from utils.corpus.normalization import Normalizer, scope
 from utils.corpus.output_directory import SKIPPED_FILE
 from utils.corpus.preparation import PrepareOptions, prepare
 from utils.corpus.scaling import Scaling
@@ -29,6 +30,9 @@ from utils.features.extraction import ALL_LAYERS, MEAN_OF_LAYERS, pick_layers
 from utils.system.device import pick_device
 from utils.system.errors import InputError
 from utils.system.memory import reuse_freed_memory
+from utils.training.checkpoints import read_checkpoint
+
+DEFAULT_NORM = "global"  # of log Mel: keeps the differences between speakers
 
 
 class Corpus(NamedTuple):
@@ -57,7 +61,7 @@ class Corpus(NamedTuple):
 
 
 def load_corpus(args: argparse.Namespace) -> Corpus:
-    """Prepare what is not yet prepared below save_dir/prepared, and read it.
+    """Prepare what is not yet prepared below save_dir, and read it.
 
     Raises:
         InputError: audio or labels are missing or damaged, or save_dir is another corpus's.
@@ -65,20 +69,39 @@ def load_corpus(args: argparse.Namespace) -> Corpus:
     """
     reuse_freed_memory()
     audio = args.data / "audio" if (args.data / "audio").is_dir() else args.data
-    options = AudioOptions(skip_errors=args.on_error == "skip", front_end=front_end_of(args))
+    spec = read_checkpoint(args.checkpoint, args.residual).frame_spec if args.checkpoint else UNKNOWN
+    options = AudioOptions(skip_errors=args.on_error == "skip", front_end=front_end_of(args, spec))
     splits = find_splits(audio, args.held_out_speakers, options)
+    scaling = choose_scaling(args, splits, spec)
     labels = read_labels(args.labels or args.data / "phones.ctm", args.label_shift or 0.0)
-    prepared = args.save_dir / "prepared"
+    of_model = f"-{options.front_end.name}-{scaling.norm}" if args.checkpoint else ""
+    prepared = args.save_dir / f"prepared{of_model}"
     for name in SETS:
-        prepare_set(splits, name, prepared, args)
+        prepare_set(splits, name, prepared, args, scaling)
     sets = {name: read_utterances(prepared / name, labels) for name in SETS}
     return Corpus(prepared, sets, labels, splits.speakers)
 
 
-def prepare_set(splits: Splits, name: str, prepared: Path, args: argparse.Namespace) -> None:
-    """Prepare one set, with --norm global by the statistics of train, and print what was not read."""
-    norm_from = prepared / TRAIN if scope(args.norm) == "global" and name != TRAIN else None
-    scaling = Scaling(args.norm, norm_from, Speakers(BY_MAP, splits.speakers, splits.speakers_from))
+def choose_scaling(args: argparse.Namespace, splits: Splits, spec: FrameSpec) -> Scaling:
+    """How log Mel is scaled: by default as a checkpoint's frames are, or else over train.
+
+    Raises:
+        InputError: the options ask for other frames than the checkpoint's, without --any_frames.
+    """
+    train = splits.sources[TRAIN]
+    if args.norm or not args.checkpoint:
+        scaling = Scaling(args.norm or DEFAULT_NORM)
+    else:
+        scaling = Scaling.by(spec.normalizer) if spec.normalization else Scaling(spec.norm or train.front_end.norm)
+    for line in check_fit(scaling.frame_spec(train), train, spec, args.any_frames) if args.checkpoint else ():
+        print(line)
+    return scaling._replace(speakers=Speakers(BY_MAP, splits.speakers, splits.speakers_from))
+
+
+def prepare_set(splits: Splits, name: str, prepared: Path, args: argparse.Namespace, scaling: Scaling) -> None:
+    """Prepare one set, in a global mode by the statistics of train, and print what was not read."""
+    if scope(scaling.norm) == "global" and name != TRAIN and not scaling.given:
+        scaling = scaling._replace(given=Normalizer.load(prepared / TRAIN))
     options = PrepareOptions(num_workers=args.num_workers, skip_errors=args.on_error == "skip", scaling=scaling)
     directory = prepared / name
     skipped = prepare(splits.sources[name], directory, options).skipped

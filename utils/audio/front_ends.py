@@ -71,7 +71,7 @@ _TABLE = (
     ),
 )
 FRONT_ENDS = {front_end.name: front_end for front_end in _TABLE}
-DEFAULT_FRONT_END = "kaldi-hires"
+DEFAULT_FRONT_END = "released"
 UNRECORDED_FRONT_END = "kaldi-hires"  # of audio prepared before front ends had names
 
 

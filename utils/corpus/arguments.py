@@ -5,7 +5,8 @@ from pathlib import Path
 
 from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd, find_front_end
 from utils.corpus.audio_source import UTTERANCE_IDS, AudioOptions, AudioSource
-from utils.corpus.normalization import MODES, NORMALIZATION_FILE, Normalizer, scope
+from utils.corpus.frame_spec import UNKNOWN, FrameSpec
+from utils.corpus.normalization import MODES, Normalizer, scope
 from utils.corpus.scaling import Scaling
 from utils.corpus.sources import PreparedSource, Source
 from utils.corpus.speakers import Speakers
@@ -20,7 +21,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--on_error", choices=("stop", "skip"), default="stop", help=on_error)
     norm = (
         "Scale frames to zero mean and unit variance over each of these, or remove the mean only "
-        "(by default as the front end does for audio, none for archives)."
+        "(by default audio as the model's training data, or as its front end does; archives not at all)."
     )
     add("--norm", choices=MODES, help=norm)
     norm_from = "Scale frames by this instead: a normalization.json, or a directory that holds one."
@@ -41,41 +42,64 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 def add_front_end_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how audio becomes log-Mel frames."""
     add = parser.add_argument
-    front_end = f"Compute frames from audio as these do (by default {DEFAULT_FRONT_END})."
+    front_end = (
+        f"Compute frames from audio as these do (by default as the model's training data, or {DEFAULT_FRONT_END}); "
+        "of archives: what they hold, where it is known."
+    )
     add("--front_end", choices=FRONT_ENDS, help=front_end)
+    any_frames = "Use frames made or scaled otherwise than the model's training data, or scale frames once more."
+    add("--any_frames", action="store_true", help=any_frames)
     dither = "Add noise of this standard deviation to samples in the range of int16 (by default as the front end does)."
     add("--dither", type=nonnegative_float, metavar="X", help=dither)
 
 
-def front_end_of(args: argparse.Namespace) -> FrontEnd:
-    """The front end that the options of `add_front_end_options` say."""
-    return find_front_end(args.front_end, args.dither)
+def front_end_of(args: argparse.Namespace, spec: FrameSpec = UNKNOWN) -> FrontEnd:
+    """The front end that the options of `add_front_end_options` say, or else a model's, or else the default one."""
+    front_end = find_front_end(args.front_end or spec.front_end)
+    dither = spec.dither if args.dither is None and front_end.name == spec.front_end else args.dither
+    return find_front_end(front_end.name, dither)
 
 
-def audio_options(args: argparse.Namespace) -> AudioOptions:
-    """How the options of `add_source_options` read audio."""
-    return AudioOptions(args.channel, args.resample, args.on_error == "skip", front_end_of(args), args.utterance_id)
+def archives_of(args: argparse.Namespace) -> FrontEnd | None:
+    """The front end of archives, where --front_end gives it."""
+    return find_front_end(args.front_end) if args.front_end else None
 
 
-def choose_scaling(args: argparse.Namespace, source: Source) -> Scaling:
-    """How the options scale a source's frames: by default audio as its front end says, archives not at all.
+def audio_options(args: argparse.Namespace, spec: FrameSpec = UNKNOWN) -> AudioOptions:
+    """How the options of `add_source_options` read audio: by default as a model's training data were."""
+    reading = args.channel, args.resample, args.on_error == "skip", front_end_of(args, spec)
+    return AudioOptions(*reading, args.utterance_id, archives_of(args))
+
+
+def choose_scaling(args: argparse.Namespace, source: Source, spec: FrameSpec = UNKNOWN) -> Scaling:
+    """How the options scale a source's frames: by default audio as a model's, or as its front end does.
 
     Raises:
-        InputError: options that exclude each other, or the speakers cannot be known.
+        InputError: options that exclude each other, frames that are scaled already, or the speakers cannot be known.
     """
-    is_audio = isinstance(source, AudioSource)
-    norm = args.norm or (source.front_end.norm if is_audio else "none")
+    for_audio = args.resample or (args.channel, args.dither) != (None, None)
+    is_misplaced = isinstance(source, PreparedSource) and args.front_end
+    if is_misplaced or (for_audio and not isinstance(source, AudioSource)):
+        raise InputError("--channel, --resample and --dither are for audio, --front_end also for archives")
     if args.norm and args.norm_from:
         raise InputError("--norm and --norm_from exclude each other")
-    if (args.utt2spk or args.spk2utt) and not (args.norm_from or scope(norm) == "speaker"):
-        raise InputError(f"a map of speakers is for --norm speaker, but --norm is {norm}")
-    if not is_audio and (args.resample or (args.channel, args.front_end, args.dither) != (None, None, None)):
-        raise InputError("--channel, --resample, --front_end and --dither are for audio")
-    normalized = isinstance(source, PreparedSource) and source.directory / NORMALIZATION_FILE
-    if normalized and normalized.exists() and (args.norm_from or norm != "none"):
-        raise InputError(f"frames of {source.directory} are normalised already ({normalized}): not by --norm again")
-    mode = Normalizer.load(args.norm_from).mode if args.norm_from else norm
-    return Scaling(norm, args.norm_from, _choose_speakers(args, source, mode))
+    scales = args.norm_from or args.norm not in (None, "none")
+    if scales and (before := source.frame_spec.norm) not in (None, "none") and not args.any_frames:
+        reason = f"frames of {source} are normalised already (norm {before})"
+        raise InputError(f"{reason}: not by --norm again; --any_frames scales them once more")
+    scaling = _choose_norm(args, source, spec)
+    if (args.utt2spk or args.spk2utt) and scope(scaling.norm) != "speaker":
+        raise InputError(f"a map of speakers is for --norm speaker, but --norm is {scaling.norm}")
+    return scaling._replace(speakers=_choose_speakers(args, source, scaling.norm))
+
+
+def _choose_norm(args: argparse.Namespace, source: Source, spec: FrameSpec) -> Scaling:
+    """The normalisation, without its speakers."""
+    if args.norm_from:
+        return Scaling.by(Normalizer.load(args.norm_from))
+    if args.norm or not isinstance(source, AudioSource):
+        return Scaling(args.norm or "none")
+    return Scaling.by(spec.normalizer) if spec.normalization else Scaling(spec.norm or source.front_end.norm)
 
 
 def _choose_speakers(args: argparse.Namespace, source: Source, mode: str) -> Speakers:

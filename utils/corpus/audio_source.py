@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.audio.frames import WHOLE, Span
 from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd
+from utils.corpus.frame_spec import FrameSpec
 from utils.corpus.sources import Source
 from utils.corpus.speakers import FROM_IDS, Speakers
 from utils.corpus.utterance import Utterance
@@ -33,6 +34,7 @@ class AudioOptions(NamedTuple):
         skip_errors: skip directories that cannot be read.
         front_end: how audio becomes frames.
         utterance_id: BY_NAME or BY_PATH; None takes names where they differ, else paths.
+        archives_of: the front end of archives that are found instead, where it is known.
     """
 
     channel: int | None = None
@@ -40,6 +42,7 @@ class AudioOptions(NamedTuple):
     skip_errors: bool = False
     front_end: FrontEnd = FRONT_ENDS[DEFAULT_FRONT_END]
     utterance_id: str | None = None
+    archives_of: FrontEnd | None = None
 
 
 DEFAULT_OPTIONS = AudioOptions()
@@ -173,10 +176,17 @@ class AudioSource(Source):
             (note, *notes) if note else notes,
         )
 
+    def __str__(self) -> str:
+        return self.files[0].location + (", ..." if len(self.files) > 1 else "")
+
     @property
     def front_end(self) -> FrontEnd:
         """That of all its files."""
         return self.options.front_end
+
+    @property
+    def frame_spec(self) -> FrameSpec:
+        return replace(FrameSpec.of_front_end(self.front_end), norm="none")
 
     def utterances(self) -> Iterator[AudioUtterance]:
         return iter(self.files)

@@ -32,7 +32,7 @@ def read_data_directory(directory: Path, options: AudioOptions) -> Source:
     """
     speakers = _read_speakers(directory)
     if not (directory / WAV).is_file():
-        return ArchiveSource([directory / FEATS], speakers)
+        return ArchiveSource([directory / FEATS], speakers, options.archives_of)
     entries, not_read = _read_recordings(directory / WAV), Counter()
     if (directory / SEGMENTS).is_file():
         recordings = {entry.id: entry for entry in entries}

@@ -37,7 +37,7 @@ def find_source(paths: list[Path], options: AudioOptions = DEFAULT_OPTIONS) -> S
     paths = _expand(paths)
     kinds = {_kind(path) for path in paths}
     if kinds == {"archive"}:
-        return ArchiveSource(paths)
+        return ArchiveSource(paths, front_end=options.archives_of)
     if kinds <= {"tree", "audio"}:
         return find_audio(paths, options)
     if len(paths) > 1:

@@ -1,14 +1,26 @@
 """How frames were made: a record that travels from prepared data to the models that are trained on them."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from utils.audio.frames import SAMPLE_RATE
 from utils.audio.front_ends import FRONT_ENDS, FrontEnd, find_front_end, with_front_end
-from utils.corpus.normalization import MODES, NORMALIZATION_FILE, Normalizer, scope
+from utils.corpus.normalization import (
+    MODES,
+    NORMALIZATION_FILE,
+    Normalizer,
+    frame_sums,
+    mean_and_std,
+    scale,
+    scope,
+)
 from utils.corpus.output_directory import MADE_FROM_FILE
 from utils.system.errors import InputError, one_line
 from utils.system.files import read_json
@@ -93,6 +105,29 @@ class FrameSpec:
             return Normalizer.from_json(self.normalization, "the model's normalisation")
         return Normalizer(self.norm) if self.norm and scope(self.norm) in ("utterance", "none") else None
 
+    def make_frames(self, waveform: np.ndarray, sample_rate: int, seed: str = "") -> np.ndarray:
+        """The frames of a waveform, float32 (frames, 80); one of speakers' modes by its own mean and variance.
+
+        What is unknown is taken from the default front end, with a warning.
+
+        Args:
+            waveform: (samples,) or (1, samples), either floating point in [-1, 1] or int16.
+            sample_rate: in Hz; above 16000 the waveform is resampled, below it is an InputError.
+            seed: of the dither, if the front end has one: an utterance's id.
+        """
+        from utils.audio.log_mel import log_mel
+
+        front_end = find_front_end(self.front_end, self.dither)
+        norm = self.norm or front_end.norm
+        if None in (self.front_end, self.norm):
+            said = f"whether the model reads frames of front end {front_end.name}, norm {norm}, is not known"
+            warnings.warn(said, stacklevel=3)
+        waveform = waveform[0] if waveform.ndim == 2 and len(waveform) == 1 else waveform
+        frames = log_mel(_resample(waveform, sample_rate), front_end=front_end, seed=seed)
+        if self.normalizer:
+            return self.normalizer.apply(frames)
+        return frames if norm == "none" else scale(frames, *mean_and_std(frame_sums(frames), norm))
+
     def changed(
         self, front_end: str | None = None, dither: float | None = None, norm: str | None = None
     ) -> "FrameSpec":
@@ -130,9 +165,23 @@ class FrameSpec:
             found.append(f"dither {self.dither:g}, not {other.dither:g}")
         if None not in (self.norm, other.norm) and self.norm != other.norm:
             found.append(f"norm {self.norm}, not {other.norm}")
-        elif self.normalization and other.normalization and self.normalization != other.normalization:
+        elif self.norm == other.norm and self.normalization != other.normalization:
             found.append(f"norm {self.norm} by another mean and variance (--norm_from takes those of other data)")
         return found
+
+
+def _resample(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
+    """A waveform (samples,) at 16 kHz. Raises InputError for a lower rate, whose upper bins would be empty."""
+    if sample_rate == SAMPLE_RATE:
+        return waveform
+    if sample_rate < SAMPLE_RATE:
+        raise InputError(f"the sample rate is {sample_rate} Hz: the bins above {sample_rate / 2:g} Hz would be empty")
+    import soxr
+
+    return soxr.resample(waveform, sample_rate, SAMPLE_RATE)
+
+
+UNKNOWN = FrameSpec()
 
 
 def common(specs: Iterable[FrameSpec]) -> FrameSpec:
@@ -147,3 +196,20 @@ def refuse_mixture(specs: Mapping[str | Path, FrameSpec], advice: str) -> None:
     for (one, first), (other, second) in combinations(specs.items(), 2):
         if differences := second.differences(first):
             raise InputError(f"{other} differs from {one}: {'; '.join(differences)}; prepare both alike, or {advice}")
+
+
+def check_fit(data: FrameSpec, place: object, model: FrameSpec, any_frames: bool) -> list[str]:
+    """Lines that say what is not known of whether frames are such as a model was trained on.
+
+    Raises:
+        InputError: they are not, and `any_frames` does not allow it; names both.
+    """
+    if differences := data.differences(model):
+        line = f"frames of {place} differ from those that the model was trained on: {'; '.join(differences)}"
+        if any_frames or model.is_assumed:
+            return [line]
+        raise InputError(f"{line}; --any_frames uses them nevertheless")
+    if None in (data.front_end, data.norm, model.front_end, model.norm):
+        said = f"frames of {place}: {data.describe()}; the model's: {model.describe()}"
+        return [f"{said}: whether they fit is not known"]
+    return []

@@ -43,26 +43,26 @@ def scope(mode: str) -> str:
     return mode.partition("-")[0]
 
 
-def mean_and_std(sums: np.ndarray, mode: str, whose: str = "this utterance") -> Statistics:
+def mean_and_std(sums: np.ndarray, mode: str) -> Statistics:
     """Mean and standard deviation from `frame_sums`, each (mel_dim,) float64.
 
-    The standard deviation is that of the population unless the mode says unbiased. In a mode that removes the mean
-    only, ones stand for it.
-
-    Raises:
-        InputError: a bin never changes, so it cannot be scaled to unit variance.
+    The standard deviation is that of the population unless the mode says unbiased. 1 stands for it in a mode that
+    removes the mean only, and where a bin never changes, as in digital silence or a single frame: it becomes 0.
     """
     frames = sums[0, -1]
-    mean, mean_square = sums[0, :-1] / frames, sums[1, :-1] / frames
+    mean, mean_square = sums[:, :-1] / frames
     if mode.endswith(MEAN_ONLY):
         return mean, np.ones_like(mean)
     variance = mean_square - np.square(mean)
-    constant = variance <= MIN_RELATIVE_VARIANCE * mean_square
-    if constant.any():
-        raise InputError(
-            f"{whose}: bin {int(np.argmax(constant)) + 1} of {len(mean)} has zero variance over {int(frames)} frames"
-        )
-    return mean, np.sqrt(variance * frames / (frames - 1) if mode.endswith(UNBIASED) else variance)
+    if mode.endswith(UNBIASED):
+        variance *= frames / max(1, frames - 1)
+    return mean, np.sqrt(np.where(is_constant(sums), 1, variance))
+
+
+def is_constant(sums: np.ndarray) -> np.ndarray:
+    """Which bins never change, but for rounding: (mel_dim,) bool, from `frame_sums`."""
+    mean, mean_square = sums[:, :-1] / sums[0, -1]
+    return mean_square - np.square(mean) <= MIN_RELATIVE_VARIANCE * mean_square
 
 
 def scale(log_mel: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
@@ -89,18 +89,20 @@ class Normalizer:
         speakers_from: how an utterance's speaker was found, in words.
         statistics: of each speaker (or EVERYBODY).
         few_frames: the number of frames of each speaker that has less than a second of them.
+        constant_bins: the number of bins of each speaker that never change, and are not scaled to unit variance.
     """
 
     mode: str
     speakers_from: str = ""
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     few_frames: Mapping[str, int] = field(default_factory=dict)
+    constant_bins: Mapping[str, int] = field(default_factory=dict)
 
     def apply(self, log_mel: np.ndarray, speaker: str = "") -> np.ndarray:
         """An utterance (frames, mel_dim) normalised as the corpus was; `speaker` is for the modes of speakers only.
 
         Raises:
-            InputError: a speaker without statistics, another mel_dim, or a bin without variance.
+            InputError: a speaker without statistics, or another mel_dim.
         """
         if self.mode == "none":
             return log_mel
@@ -124,6 +126,9 @@ class Normalizer:
         if self.few_frames:
             first = one_line(next(iter(self.few_frames)), 80)
             text += f"; {len(self.few_frames)} with less than a second of sound, so of little use: {first}, ..."
+        if self.constant_bins:
+            first = one_line(next(iter(self.constant_bins)), 80)
+            text += f"; {len(self.constant_bins)} with bins of zero variance, which become 0: {first}, ..."
         return text
 
     def digest(self) -> str:
@@ -134,7 +139,8 @@ class Normalizer:
         """The content of normalization.json."""
         lists = {name: {"mean": mean.tolist(), "std": std.tolist()} for name, (mean, std) in self.statistics.items()}
         content = {"mode": self.mode, "speakers_from": self.speakers_from, "statistics": lists}
-        return content | ({"few_frames": dict(self.few_frames)} if self.few_frames else {})
+        remarks = {"few_frames": dict(self.few_frames), "constant_bins": dict(self.constant_bins)}
+        return content | {name: remark for name, remark in remarks.items() if remark}
 
     def save(self, path: Path) -> None:
         """Write normalization.json."""
@@ -158,13 +164,14 @@ class Normalizer:
                 for name, entry in content["statistics"].items()
             }
             mode, speakers_from = content["mode"], str(content["speakers_from"])
-            few_frames = {name: int(frames) for name, frames in content.get("few_frames", {}).items()}
+            counts = (content.get(key, {}) for key in ("few_frames", "constant_bins"))
+            remarks = [{name: int(count) for name, count in of_speakers.items()} for of_speakers in counts]
             is_sound = mode in MODES and all(map(_is_sound, statistics.values()))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{location} is damaged: {one_line(repr(error), 120)}") from error
         if not is_sound:
             raise InputError(f"{location} is damaged: it does not hold a mode, and a mean and std for each speaker")
-        return cls(mode, speakers_from, statistics, few_frames)
+        return cls(mode, speakers_from, statistics, *remarks)
 
 
 def _is_sound(statistics: Statistics) -> bool:

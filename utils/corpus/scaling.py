@@ -1,18 +1,21 @@
 """Frames scaled as a corpus is: whose mean and variance, from where, and the utterances that they are applied to."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from utils.corpus.frame_spec import FrameSpec
 from utils.corpus.normalization import (
     FEW_FRAMES,
+    MEAN_ONLY,
     NORMALIZATION_FILE,
     Normalizer,
     Statistics,
     frame_sums,
+    is_constant,
     mean_and_std,
     scale,
     scope,
@@ -21,7 +24,7 @@ from utils.corpus.passes import Pass
 from utils.corpus.sources import Source
 from utils.corpus.speakers import Speakers
 from utils.corpus.utterance import BadUtterance, Utterance
-from utils.system.errors import InputError, one_line
+from utils.system.errors import InputError
 from utils.system.signals import StopRequest
 
 
@@ -30,21 +33,31 @@ class Scaling(NamedTuple):
 
     Attributes:
         norm: one of normalization.MODES.
-        norm_from: a normalization.json to use instead, or a directory that holds one.
+        given: the statistics to scale by, in that mode; None where they are gathered from the frames.
         speakers: who speaks, for the modes that need it.
     """
 
     norm: str = "none"
-    norm_from: Path | None = None
+    given: Normalizer | None = None
     speakers: Speakers = Speakers()
+
+    @classmethod
+    def by(cls, normalizer: Normalizer) -> "Scaling":
+        """Scale by these statistics."""
+        return cls(normalizer.mode, normalizer)
 
     def describe(self, prefix: str = "") -> dict[str, str]:
         """What identifies the normalisation (JSON types), its keys with a prefix."""
-        given = Normalizer.load(self.norm_from) if self.norm_from else None
-        described = {f"{prefix}norm": given.digest() if given else self.norm}
-        if scope(given.mode if given else self.norm) == "speaker":
+        described = {f"{prefix}norm": self.given.digest() if self.given else self.norm}
+        if scope(self.norm) == "speaker":
             described[f"{prefix}speakers"] = self.speakers.digest()
         return described
+
+    def frame_spec(self, source: Source) -> FrameSpec:
+        """How a source's frames are made when they are scaled."""
+        if self.given:
+            return source.frame_spec.scaled_by(self.given)
+        return source.frame_spec if self.norm == "none" else replace(source.frame_spec, norm=self.norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +67,28 @@ class ScaledUtterance(Utterance):
     source: Utterance
     mode: str
     statistics: Statistics | None
+    constant_bins: list[int] = field(default_factory=list)  # how many, of its own statistics; known when it is read
 
     def long_frames(self) -> int | None:
         return self.source.long_frames()
 
     def remark(self) -> str | None:
-        return self.source.remark()
+        constant = f"{self.location}: zero variance in {self.constant_bins[0]} bins" if self.constant_bins else None
+        return self.source.remark() or constant
 
     def _read(self) -> np.ndarray:
         frames = self.source.load()
-        return scale(frames, *(self.statistics or mean_and_std(frame_sums(frames), self.mode)))
+        return scale(frames, *(self.statistics or self._own_statistics(frame_sums(frames))))
 
     def _read_blocks(self) -> Iterator[np.ndarray]:
-        statistics = self.statistics or mean_and_std(sum_of_frames(self.source), self.mode)  # a first reading
+        statistics = self.statistics or self._own_statistics(sum_of_frames(self.source))  # a first reading
         for block in self.source.blocks():
             yield scale(block, *statistics)
+
+    def _own_statistics(self, sums: np.ndarray) -> Statistics:
+        constant = int(is_constant(sums).sum())
+        self.constant_bins[:] = [constant] if constant and not self.mode.endswith(MEAN_ONLY) else []
+        return mean_and_std(sums, self.mode)
 
 
 def sum_of_frames(utterance: Utterance) -> np.ndarray:
@@ -111,8 +131,8 @@ def find_normalizer(
     for any number of workers. It is done again where it is interrupted.
     """
     path = directory / NORMALIZATION_FILE
-    if scaling.norm_from:
-        normalizer = Normalizer.load(scaling.norm_from)
+    if scaling.given:
+        normalizer = scaling.given
     elif scope(scaling.norm) in ("utterance", "none"):
         normalizer = Normalizer(scaling.norm)
     elif path.exists():
@@ -130,7 +150,7 @@ def _gather_statistics(
     """The mean and variance of each speaker, or of all, from a pass over the source.
 
     Raises:
-        InputError: an utterance is bad, its speaker unknown, or a bin constant, and errors are not skipped.
+        InputError: an utterance is bad or its speaker unknown, and errors are not skipped.
         Stopped: a signal came.
     """
     mode, over, speakers = scaling.norm, scope(scaling.norm), scaling.speakers
@@ -145,12 +165,8 @@ def _gather_statistics(
         if statistics_pass.has_size(utterance, of_utterance.shape[1] - 1):
             group = speakers.group(utterance, over)
             sums[group] = sums.get(group, 0) + of_utterance
-    statistics = {}
-    for speaker, of_speaker in sums.items():
-        try:
-            statistics[speaker] = mean_and_std(of_speaker, mode, f"speaker {one_line(speaker, 80)}")
-        except InputError:
-            if not skip_errors:
-                raise
-    few = {name: int(sums[name][0, -1]) for name in statistics if sums[name][0, -1] < FEW_FRAMES}
-    return Normalizer(mode, speakers.describe() if over == "speaker" else "", statistics, few)
+    statistics = {name: mean_and_std(of_speaker, mode) for name, of_speaker in sums.items()}
+    few = {name: int(of_speaker[0, -1]) for name, of_speaker in sums.items() if of_speaker[0, -1] < FEW_FRAMES}
+    constant = {name: int(count) for name in sums if (count := is_constant(sums[name]).sum())}
+    constant = {} if mode.endswith(MEAN_ONLY) else constant
+    return Normalizer(mode, speakers.describe() if over == "speaker" else "", statistics, few, constant)

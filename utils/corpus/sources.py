@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.audio.front_ends import FrontEnd
+from utils.corpus.frame_spec import ARCHIVES_OF, UNKNOWN, FrameSpec
 from utils.corpus.normalization import NORMALIZATION_FILE
 from utils.corpus.output_directory import MADE_FROM_FILE, REMARKS_FILE
 from utils.corpus.prepared import LENGTHS_FILE, TENSOR_SUFFIX, list_utterances, load_utterance
@@ -32,6 +34,15 @@ class Source(ABC):
 
     unit = "B"
     speakers: Speakers
+
+    def __str__(self) -> str:
+        """Where it is, for people."""
+        return "the data"
+
+    @property
+    def frame_spec(self) -> FrameSpec:
+        """How its frames were made, as far as known."""
+        return UNKNOWN
 
     @abstractmethod
     def utterances(self) -> Iterator[Utterance]:
@@ -74,10 +85,20 @@ class ArchiveUtterance(Utterance):
 
 @dataclass(frozen=True)
 class ArchiveSource(Source):
-    """The utterances of Kaldi archives, one archive after another."""
+    """The utterances of Kaldi archives, one archive after another; their front end, where the user knows it."""
 
     paths: list[Path]
     speakers: Speakers = FROM_IDS
+    front_end: FrontEnd | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.paths[:1])) + (", ..." if len(self.paths) > 1 else "")
+
+    @property
+    def frame_spec(self) -> FrameSpec:
+        if self.front_end:
+            return FrameSpec.of_front_end(self.front_end)
+        return FrameSpec.of_archives([path.name for path in self.paths])
 
     def utterances(self) -> Iterator[Utterance]:
         for path in self.paths:
@@ -92,7 +113,8 @@ class ArchiveSource(Source):
         return sum(archive_path(path)[0].stat().st_size for path in self.paths)
 
     def describe(self) -> dict[str, Any]:
-        return {"archives": [_describe_archive(path) for path in self.paths]}
+        description = {"archives": [_describe_archive(path) for path in self.paths]}
+        return description | ({ARCHIVES_OF: self.front_end.name} if self.front_end else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +135,13 @@ class PreparedSource(Source):
     lengths: dict[str, int]
     speakers: Speakers = FROM_IDS
     unit = " utterances"
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    @property
+    def frame_spec(self) -> FrameSpec:
+        return FrameSpec.of_directory(self.directory)
 
     @classmethod
     def find(cls, directory: Path) -> "PreparedSource":
@@ -160,5 +189,5 @@ def closing_lines(source: Source, save_dir: Path) -> list[str]:
     if not remarks.exists():
         return source.warnings()
     count = len(remarks.read_bytes().splitlines())
-    files = f"{count} files shorter than their headers, of unknown length or silent: {remarks} lists them"
-    return [files, *source.warnings()]
+    files = f"{count} files shorter than their headers, of unknown length, silent or of zero variance"
+    return [f"{files}: {remarks} lists them", *source.warnings()]

@@ -10,6 +10,7 @@ from utils.audio.frames import NUM_MEL_BINS, frames_to_hours
 from utils.corpus.arguments import audio_options, choose_scaling
 from utils.corpus.audio_source import AudioSource
 from utils.corpus.find_source import find_source
+from utils.corpus.frame_spec import check_fit
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.scaling import Scaling, find_normalizer, scaled
 from utils.corpus.sources import Source, closing_lines
@@ -38,9 +39,11 @@ def extract(model: "APCModel", args: argparse.Namespace) -> None:
         read = [archive_path(path)[0] for path in args.data]
         refuse_to_remove(save_dir, (*read, args.checkpoint, args.norm_from, args.utt2spk, args.spk2utt))
     pick_layers(args.layer, model.num_feats)  # before --save_dir is touched
-    source = find_source(args.data, audio_options(args))
+    source = find_source(args.data, audio_options(args, model.frame_spec))
     check_frame_size(source, model)
-    scaling = choose_scaling(args, source)
+    scaling = choose_scaling(args, source, model.frame_spec)
+    for line in check_fit(scaling.frame_spec(source), source, model.frame_spec, args.any_frames):
+        print(line)
     made_from = describe_job(args, model, source, scaling)
     facts = FACTS | ARK_FACTS if args.format == "ark" else FACTS
     with (
