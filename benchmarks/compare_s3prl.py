@@ -3,7 +3,7 @@
 s3prl is in an environment of its own, made at the root of this repository by
 
     python -m venv s3prl-env
-    s3prl-env/bin/pip install -r requirements.txt s3prl==0.4.18
+    s3prl-env/bin/pip install -r requirements.txt -c constraints.txt s3prl==0.4.18
     s3prl-env/bin/pip install --no-deps torchaudio==2.11.0
     rm s3prl-env/lib/python3*/site-packages/torchaudio/lib/*.so
     s3prl-env/bin/python benchmarks/compare_s3prl.py

@@ -34,7 +34,7 @@ from utils.corpus.normalization import MODES
 from utils.system.arguments import HelpFormatter, add_residual_option, nonnegative_float
 from utils.system.errors import InputError, run_script
 from utils.system.files import atomic_write, make_way_for
-from utils.training.checkpoints import CONFIG_KEY, describe_config
+from utils.training.checkpoints import CONFIG_KEY, SAFETENSORS_SUFFIX, describe_config
 
 OPSET = 18
 EXAMPLE_BATCH, EXAMPLE_FRAMES = 2, 5  # of the inputs for tracing
@@ -143,6 +143,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="Any that load_pretrained reads.")
     help = f"Write or replace this file; its suffix is {', '.join(EXPORTS)}."
     add("--save", type=Path, required=True, metavar="FILE", help=help)
+    add("--half", action="store_true", help="Write 16 bits per weight, for .safetensors: they are loaded as float32.")
     add_residual_option(parser)
     help = "Record that the model reads frames of this front end, if that is not what the checkpoint says."
     add("--front_end", choices=FRONT_ENDS, help=help)
@@ -151,6 +152,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.save.suffix not in EXPORTS:
         parser.error(f"--save must end in {', '.join(EXPORTS)}")
+    if args.half and args.save.suffix != SAFETENSORS_SUFFIX:
+        parser.error(f"--half is for {SAFETENSORS_SUFFIX}")
     return args
 
 
@@ -160,7 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     make_way_for(args.save, args.checkpoint)
     model = load_pretrained(args.checkpoint, residual=args.residual)
     model.frame_spec = model.frame_spec.changed(args.front_end, args.dither, args.norm)
-    content = EXPORTS[args.save.suffix](model)
+    content = EXPORTS[args.save.suffix](model.half() if args.half else model)
     with atomic_write(args.save) as file:
         file.write(content)
     print(f"{args.save}: {len(content):,} bytes")

@@ -116,6 +116,20 @@ def test_one_command_writes_each_kind(batch, tmp_path, capsys):
         export_model.main(["--checkpoint", str(checkpoint), "--save", str(tmp_path / "apc.bin")])
 
 
+def test_16_bits_per_weight_take_half_the_bytes_and_are_loaded_as_float32(batch, tmp_path):
+    model = make_model()
+    torch.save(model.state_dict(), tmp_path / "bs32-rhl3-rhs24-rd0-adam-res-ts3.pt")
+    command = ["--checkpoint", str(tmp_path / "bs32-rhl3-rhs24-rd0-adam-res-ts3.pt"), "--half", "--save"]
+    export_model.main([*command, str(tmp_path / "half.safetensors")])
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert 2 * weights < (tmp_path / "half.safetensors").stat().st_size < 2 * weights + 4096
+    loaded = load_pretrained(tmp_path / "half.safetensors")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert 0 < (loaded(*batch)[1] - model(*batch)[1]).abs().max() < 0.01
+    with pytest.raises(SystemExit):
+        export_model.main([*command, str(tmp_path / "half.onnx")])
+
+
 def test_without_the_package_onnx_one_line_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(InputError, match="pip install onnx"):
