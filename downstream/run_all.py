@@ -6,7 +6,8 @@
 The corpus: DIR/audio/{train,dev,test}/<speaker>/*.flac and DIR/phones.ctm. The probes are phone classifiers for every
 frame, speaker verification and speaker identification. They read log Mel; log Mel with its neighbours; every layer of
 networks with random weights; and every layer of the same networks, trained at several time shifts. The layer and the
-time shift to compare are chosen on dev, the errors are of test.
+time shift to compare are chosen on dev, the errors are of test. ABX errors of the same features need no probe. Last, a
+small recogniser learns from shares of the training set: from log Mel, and from the best layers.
 
 An interrupted run continues with the same command. Writes, below --save_dir:
 
@@ -29,12 +30,21 @@ from functools import partial
 import torch
 
 from apc_model import APCModel
-from downstream.probing.arguments import add_perceptron_options, make_parser, probe_options
+from downstream.probing.arguments import (
+    abx_options,
+    add_abx_options,
+    add_perceptron_options,
+    add_recognition_options,
+    add_silence_option,
+    make_parser,
+    probe_options,
+    recognition_options,
+)
 from downstream.probing.corpus import DEFAULT_NORM, load_corpus
-from downstream.probing.plan import Plan, choose_best
+from downstream.probing.plan import Best, Plan, choose_best, recognised
 from downstream.probing.probes import CLASSIFIERS
 from downstream.probing.report import write_report
-from downstream.probing.study import RANDOM, Study
+from downstream.probing.study import RANDOM, Study, StudyOptions
 from downstream.probing.training import checkpoint_path, train
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
@@ -46,8 +56,9 @@ from utils.system.files import lock_directory, read_json, refuse_other_files, re
 
 CONFIG_FILE = "config.json"
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers"}
-MAY_CHANGE |= {"on_error", "quick", "any_frames"}
+MAY_CHANGE |= {"on_error", "quick", "any_frames", "fractions"}
 QUICK = {"time_shifts": [1, 3], "epochs": 3, "hidden_size": 64, "seeds": 2, "probe_epochs": 4, "probe_hidden_size": 64}
+QUICK |= {"fractions": [1.0, 0.5], "recogniser_epochs": 1, "recogniser_min_steps": 5}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -65,13 +76,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     help = "Stack log Mel with this many frames before and after each; and, causal, twice as many before."
     add("--context", type=positive, default=5, help=help)
     add_perceptron_options(parser)
+    add_abx_options(parser)
+    add_recognition_options(parser)
+    add_silence_option(parser)
     parser.set_defaults(checkpoint=None, norm=DEFAULT_NORM, front_end=DEFAULT_FRONT_END)
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(arguments)
     if args.seeds < 2:
         parser.error("--seeds must be 2 at least: claims are judged by the deviation between seeds")
-    args.time_shifts = sorted(set(args.time_shifts))
+    args.time_shifts, args.fractions = sorted(set(args.time_shifts)), sorted(set(args.fractions), reverse=True)
     return args
 
 
@@ -112,21 +126,34 @@ def training_arguments(args: argparse.Namespace, time_shift: int, prepared: Path
 def probe_baselines(study: Study, args: argparse.Namespace, plan: Plan) -> None:
     """Probe log Mel with every classifier, log Mel with its neighbours, and random networks."""
     for classifier in CLASSIFIERS:
-        study.classify("log_mel", [0], study.log_mel(), classifier, with_speakers=classifier == CLASSIFIERS[0])
+        is_first = classifier == CLASSIFIERS[0]
+        study.classify("log_mel", [0], study.log_mel(), classifier, with_speakers=is_first, with_abx=is_first)
     for system, context in plan.contexts.items():
-        study.classify(system, [0], study.log_mel(context))
+        study.classify(system, [0], study.log_mel(context), with_abx=True)
     mel_dim = study.corpus.sets["train"].log_mel[0].size(1)
     for seed in study.seeds:
         features = study.hidden_states(partial(random_model, rnn_config(args, mel_dim), seed))
         is_first = seed == study.seeds[0]
-        study.classify(f"{RANDOM}_seed{seed}", plan.layers, features, seeds=[seed], with_speakers=is_first)
+        system = f"{RANDOM}_seed{seed}"
+        study.classify(system, plan.layers, features, seeds=[seed], with_speakers=is_first, with_abx=True)
 
 
 def probe_checkpoint(study: Study, store: Path, plan: Plan, time_shift: int, epoch: int, layers: list[int]) -> None:
     """Probe a trained model after an epoch by linear classifiers."""
     path = checkpoint_path(store, plan.experiment(time_shift), epoch)
     features, is_last = study.hidden_states(partial(load_pretrained, path)), epoch == plan.epochs
-    study.classify(plan.trained(time_shift, epoch), layers, features, with_speakers=is_last)
+    study.classify(plan.trained(time_shift, epoch), layers, features, with_speakers=is_last, with_abx=is_last)
+
+
+def recognise(study: Study, args: argparse.Namespace, plan: Plan, best: Best, model: APCModel) -> None:
+    """Recognise phones from log Mel, random networks and the best layer of a trained model, frozen and fine-tuned."""
+    log_mel, random, trained, tuned = recognised(study, plan, best)
+    study.recognise(log_mel.system, log_mel.layer, study.log_mel(), plan.fractions)
+    for seed in study.seeds:
+        features = study.hidden_states(partial(random_model, rnn_config(args, model.mel_dim), seed))
+        study.recognise(f"{random.system}_seed{seed}", random.layer, features, plan.fractions, [seed])
+    study.recognise(trained.system, trained.layer, study.hidden_states(lambda: model), plan.fractions)
+    study.recognise(tuned.system, tuned.layer, study.log_mel(), plan.fractions, encoder=model)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -136,8 +163,9 @@ def run(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     corpus = load_corpus(args)
     seeds = range(args.seed, args.seed + args.seeds)
-    study = Study(corpus, args.save_dir / "results", seeds, probe_options(args), device)
-    plan = Plan(args.time_shifts, args.epochs, list(range(args.num_layers)), args.context)
+    options = StudyOptions(probe_options(args), abx_options(args), recognition_options(args))
+    study = Study(corpus, args.save_dir / "results", seeds, options, device)
+    plan = Plan(args.time_shifts, args.epochs, list(range(args.num_layers)), args.context, args.fractions)
     probe_baselines(study, args, plan)
     for time_shift in args.time_shifts:
         experiment = plan.experiment(time_shift)
@@ -147,6 +175,7 @@ def run(args: argparse.Namespace) -> None:
     for epoch in plan.curve_epochs():
         probe_checkpoint(study, store, plan, best.time_shift, epoch, [best.layer])
     model = load_pretrained(checkpoint_path(store, plan.experiment(best.time_shift), args.epochs), device)
+    recognise(study, args, plan, best, model)
     report = write_report(study, plan, model, args.save_dir / "report")
     print(report.read_text(encoding="utf-8"), report, sep="\n")
 

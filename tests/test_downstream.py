@@ -169,6 +169,7 @@ def test_one_seed_tells_no_deviation_and_is_refused(corpus, capsys):
 
 def test_more_seeds_are_more_of_every_probe(corpus, tmp_path):
     command = f"--data {corpus} --quick --time_shifts 3 --epochs 1 --hidden_size 8 --probe_epochs 1 --num_workers 0"
+    command += " --fractions 1"
     for save_dir, all_seeds in {"grown": (2, 3), "at once": (3,)}.items():
         for seeds in all_seeds:
             run_all.main([*command.split(), "--save_dir", str(tmp_path / save_dir), "--seeds", str(seeds)])
@@ -222,10 +223,18 @@ def whole(tmp_path_factory):
 def test_one_command_trains_probes_and_reports(whole):
     report = (whole / "report" / "report.md").read_text()
     rows = [line for line in report.splitlines() if line.startswith("| ") and "---" not in line]
-    assert len(rows) == 1 + 3 + 2 + 3 + 3  # header; classifiers on log Mel; two stacks; random and trained layers
+    assert len(rows[:-5]) == 1 + 3 + 2 + 3 + 3  # header; classifiers on log Mel; two stacks; random and trained layers
+    assert [row.split(" | ")[0] for row in rows[-4:]] == [
+        "| log Mel",
+        "| random APC",
+        "| APC, time shift 3",
+        "| APC, time shift 3, fine-tuned",
+    ]
+    assert len(list((whole / "results").glob("recognition__*__0.5__seed1.json"))) == 4
+    assert len(list((whole / "results").glob("abx__*.json"))) == 3 + 2 * 3 + 3
     assert "mlp3 on log Mel" in report and "deviations of the difference" in report
     assert "Speaker tasks: none (the training set has one speaker)" in report
-    for picture in ("layers", "time_shifts", "epochs", "confusion", "prediction"):
+    for picture in ("recognition", "layers", "time_shifts", "epochs", "confusion", "prediction"):
         assert f"({picture}.png)" in report
         assert 1000 < (whole / "report" / f"{picture}.png").stat().st_size < 100_000
     assert load_pretrained(whole / "models/apc-ts3.dir/apc-ts3__epoch_2.model").time_shift == 3
@@ -251,7 +260,8 @@ def test_killed_while_training_it_goes_on_and_nothing_tells(whole, tmp_path):
 
 
 def test_results_that_are_there_are_not_made_again(whole, monkeypatch, capsys):
-    monkeypatch.setattr("downstream.probing.study.classify_phones", None)
+    for task in ("classify_phones", "abx_errors", "recognise"):
+        monkeypatch.setattr(f"downstream.probing.study.{task}", None)
     monkeypatch.setattr("subprocess.Popen", None)
     run_all.main(["--data", str(SAMPLE), "--save_dir", str(whole), *QUICK.split()])
     assert "| random APC | 0 | linear |" in capsys.readouterr().out

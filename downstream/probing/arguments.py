@@ -139,6 +139,8 @@ def add_recognition_options(parser: argparse.ArgumentParser) -> None:
     )
     help = "Utterances in a batch of a recogniser."
     add("--recogniser_batch_size", type=positive, default=default.batch_size, metavar="N", help=help)
+    help = "Repeat small shares in an epoch until it has this many batches."
+    add("--recogniser_min_steps", type=positive, default=default.min_steps, metavar="N", help=help)
     help = "Number of epochs of training a recogniser."
     add("--recogniser_epochs", type=positive, default=default.epochs, metavar="N", help=help)
 
@@ -150,6 +152,7 @@ def recognition_options(args: argparse.Namespace) -> RecognitionOptions:
         learning_rate=args.recogniser_learning_rate,
         encoder_learning_rate=args.encoder_learning_rate,
         batch_size=args.recogniser_batch_size,
+        min_steps=args.recogniser_min_steps,
         epochs=args.recogniser_epochs,
         silence=tuple(args.silence),
     )

@@ -35,6 +35,7 @@ class Plan(NamedTuple):
     epochs: int  # that each is trained
     layers: list[int]  # of every model
     context: int  # neighbours on each side of a frame of log Mel
+    fractions: list[float]  # shares of the training set to recognise from, the largest first
 
     @property
     def contexts(self) -> dict[str, tuple[int, int]]:
@@ -80,6 +81,22 @@ def choose_best(study: Study, plan: Plan) -> Best:
 
 def baselines(study: Study, plan: Plan) -> list[Row]:
     """mlp3 on log Mel, log Mel with neighbours, and the layer of the random networks that is best on dev."""
-    layer = min(plan.layers, key=lambda layer: study.dev_error(RANDOM, layer))
+    layer = best_random_layer(study, plan)
     wanted = {("log_mel", 0, CLASSIFIERS[-1]), (RANDOM, layer, LINEAR)} | {(name, 0, LINEAR) for name in plan.contexts}
     return [row for row in plan.rows() if row.result in wanted]
+
+
+def best_random_layer(study: Study, plan: Plan) -> int:
+    """The layer of the random networks with the lowest frame error on dev."""
+    return min(plan.layers, key=lambda layer: study.dev_error(RANDOM, layer))
+
+
+def recognised(study: Study, plan: Plan, best: Best) -> list[Row]:
+    """What recognisers read: log Mel, the best random layer, and the best trained layer, frozen and fine-tuned."""
+    name, system = f"APC, time shift {best.time_shift}", plan.trained(best.time_shift)
+    return [
+        Row("log Mel", "log_mel", 0, shows_layer=False),
+        Row("random APC", RANDOM, best_random_layer(study, plan)),
+        Row(name, system, best.layer),
+        Row(f"{name}, fine-tuned", f"{system}_tuned", best.layer),
+    ]

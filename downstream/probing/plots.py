@@ -1,6 +1,7 @@
 """The figures of the report, small PNG files."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from apc_model import APCModel
-from downstream.probing.plan import Best, Plan, baselines
+from downstream.probing.plan import Best, Plan, Row, baselines, recognised
 from downstream.probing.scoring import mean_and_deviation
 from downstream.probing.splits import TEST
 from downstream.probing.study import RANDOM, Study
@@ -21,13 +22,20 @@ FIGURES = {
     "layers.png": "Error by layer",
     "time_shifts.png": "Frame error by time shift",
     "epochs.png": "Frame error by epochs of training",
+    "recognition.png": "Phone error rate by minutes of labelled speech",
     "confusion.png": "Which phones are taken for which",
     "prediction.png": "Log Mel, and what was predicted of it",
 }
-LAYERS, TIME_SHIFTS, EPOCHS, CONFUSION, PREDICTION = FIGURES
+LAYERS, TIME_SHIFTS, EPOCHS, RECOGNITION, CONFUSION, PREDICTION = FIGURES
 DPI = 90
 COLOURS = 128  # a palette makes a file three times smaller
 LINE_STYLES = (":", "--", "-.", (0, (5, 5)), (0, (1, 4)))
+RECOGNITION_STYLES = (
+    {"color": "black", "linestyle": ":"},
+    {"color": "gray", "linestyle": "--"},
+    {"color": "tab:blue"},
+    {"color": "tab:orange"},
+)
 MAX_PLOT_FRAMES = 400
 PANEL = (5, 3.8)  # inches
 
@@ -84,6 +92,34 @@ def plot_epochs(study: Study, plan: Plan, best: Best, directory: Path) -> None:
     save(figure, directory / EPOCHS)
 
 
+def recognition_errors(study: Study, row: Row, fraction: float) -> list[float]:
+    """The phone error rates of recognition from a share of the training set, one for each seed."""
+    return [run["error"] for run in study.recognition(row.system, row.layer, fraction)]
+
+
+def labelled_minutes(study: Study, row: Row, fraction: float) -> float:
+    """The minutes of a share of the training set, the mean over seeds."""
+    return mean_and_deviation([run["minutes"] for run in study.recognition(row.system, row.layer, fraction)])[0]
+
+
+def plot_recognition(study: Study, plan: Plan, best: Best, directory: Path) -> None:
+    """Plot the phone error rate by minutes of labelled speech: a line for each kind of features."""
+    figure = Figure(figsize=PANEL)
+    axes = figure.subplots()
+    rows = recognised(study, plan, best)
+    minutes = [labelled_minutes(study, rows[0], fraction) for fraction in plan.fractions]
+    for row, style in zip(rows, RECOGNITION_STYLES, strict=True):
+        errors = [recognition_errors(study, row, fraction) for fraction in plan.fractions]
+        label = f"{row.name}, layer {row.layer}" if row.shows_layer else row.name
+        _error_line(axes, minutes, errors, label, **style)
+    axes.set_xscale("log")
+    axes.set_xticks(minutes, [f"{number:.1f}" for number in minutes])
+    axes.minorticks_off()
+    axes.set(xlabel="minutes of labelled speech", ylabel="phone error rate (%)")
+    axes.legend(fontsize=7)
+    save(figure, directory / RECOGNITION)
+
+
 def plot_confusion(study: Study, plan: Plan, best: Best, directory: Path) -> None:
     """Plot the confusion matrix of the best layer, normalised by true phone, over all seeds."""
     runs = study.runs(plan.trained(best.time_shift), best.layer)
@@ -126,7 +162,7 @@ def plot_prediction(study: Study, model: APCModel, directory: Path) -> None:
     save(figure, directory / PREDICTION)
 
 
-def _error_line(axes: Axes, x: list[int], errors: list[list[float]], label: str, **style: str) -> None:
+def _error_line(axes: Axes, x: Sequence[float], errors: list[list[float]], label: str, **style: str) -> None:
     """Plot a line of mean errors, with the standard deviation over seeds at each point."""
     means, deviations = zip(*(mean_and_deviation(of_point) for of_point in errors), strict=True)
     percent = [[100 * value for value in values] for values in (means, deviations)]

@@ -8,7 +8,8 @@ import numpy as np
 
 from apc_model import APCModel
 from downstream.probing import plots
-from downstream.probing.plan import Best, Plan, Row, baselines, choose_best
+from downstream.probing.plan import Best, Plan, Row, baselines, choose_best, recognised
+from downstream.probing.plots import labelled_minutes, recognition_errors
 from downstream.probing.scoring import mean_and_deviation, percent
 from downstream.probing.splits import SETS, TEST, TRAIN
 from downstream.probing.study import LINEAR, Study
@@ -17,7 +18,11 @@ from utils.system.files import atomic_write
 
 PHONE_COLUMNS = {"frame error, dev": "dev_error", "frame error": "frame_error", "phone error": "segment_error"}
 SPEAKER_COLUMNS = ("speaker EER, cosine", "speaker EER, LDA", "speaker identification error")
-COLUMNS = ("features", "layer", "classifier", *PHONE_COLUMNS, *SPEAKER_COLUMNS)
+ABX_COLUMNS = {"ABX within speakers": "within", "ABX across": "across"}
+COLUMNS = ("features", "layer", "classifier", *PHONE_COLUMNS, *ABX_COLUMNS, *SPEAKER_COLUMNS)
+RECOGNITION = """Phone error rates (%) of a small recogniser, trained by CTC on shares of train. Each seed draws its own
+shares, and all of dev determines the epoch that is kept:
+"""
 MIN_DEVIATIONS = 2  # of a difference that counts
 
 
@@ -39,13 +44,23 @@ class Claim(NamedTuple):
         """Whether the trained layer is clearly better."""
         return self.deviations > MIN_DEVIATIONS
 
+    @property
+    def words(self) -> str:
+        """The verdict and the figures."""
+        best_error, error = (f"{100 * mean:.2f} ± {100 * std:.2f} %" for mean, std in (self.best, self.other))
+        verdict = "lower" if self.holds else "**not** clearly lower"
+        return f"{verdict}: {best_error} against {error} ({self.deviations:.1f} deviations of the difference)"
+
 
 def table_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """The Markdown table; the best trained layer is bold."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
     for row in plan.rows():
         errors = [percent(study.errors(*row.result, key)) for key in PHONE_COLUMNS.values()]
-        found = study.speakers(row.system, row.layer) if row.classifier == LINEAR else {}
+        is_linear = row.classifier == LINEAR
+        abx = [study.abx(row.system, row.layer, task) if is_linear else [] for task in ABX_COLUMNS.values()]
+        errors += [percent(of_task) if of_task else "" for of_task in abx]
+        found = study.speakers(row.system, row.layer) if is_linear else {}
         rates = ["" if found.get(key) is None else f"{100 * found[key]:.1f}" for key in ("cosine", "lda")]
         identification = percent(found["identification"]) if "identification" in found else ""
         layer = str(row.layer) if row.shows_layer else ""
@@ -56,16 +71,31 @@ def table_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     return lines
 
 
+def recognition_lines(study: Study, plan: Plan, best: Best) -> list[str]:
+    """The Markdown table of phone error rates, and a line for each comparison with the best trained layer."""
+    rows = recognised(study, plan, best)
+    minutes = [labelled_minutes(study, rows[0], fraction) for fraction in plan.fractions]
+    lines = [f"| features | layer | {' | '.join(f'{number:.1f} min' for number in minutes)} |"]
+    lines.append(f"|{' --- |' * (2 + len(minutes))}")
+    for row in rows:
+        errors = [percent(recognition_errors(study, row, fraction)) for fraction in plan.fractions]
+        lines.append(f"| {' | '.join([row.name, str(row.layer) if row.shows_layer else '', *errors])} |")
+    *others, trained, _ = rows
+    for row in others:
+        lines.append(f"\nThe phone error rate of {trained.name} is, against {row.name},\n")
+        for fraction, number in zip(plan.fractions, minutes, strict=True):
+            scores = [mean_and_deviation(recognition_errors(study, of_row, fraction)) for of_row in (trained, row)]
+            lines.append(f"- from {number:.1f} minutes of labelled speech {Claim(row, *scores).words}")
+    return lines
+
+
 def claim_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """A line for each claim."""
     lines = []
     errors = mean_and_deviation(study.errors(plan.trained(best.time_shift), best.layer))
     for row in baselines(study, plan):
         claim = Claim(row, errors, mean_and_deviation(study.errors(*row.result)))
-        best_error, error = (f"{100 * mean:.2f} ± {100 * std:.2f} %" for mean, std in (claim.best, claim.other))
-        verdict = "lower" if claim.holds else "**not** clearly lower"
-        deviations = f"{claim.deviations:.1f} deviations of the difference"
-        lines.append(f"- {verdict} than {row.label}: {best_error} against {error} ({deviations})")
+        lines.append(f"- against {row.label}, {claim.words}")
     return lines
 
 
@@ -86,6 +116,7 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
     )
     if study.no_speakers:
         speakers = f"Speaker tasks: none ({study.no_speakers})."
+    abx = study.options.abx
     late = f" The labels are taken {corpus.labels.late_ms:g} ms earlier." if corpus.labels.late_ms else ""
     return [
         f"{'; '.join(sizes)}. {len(corpus.labels.phones)} phones; always saying {common} is wrong in "
@@ -95,6 +126,8 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
         "each spoken phone is given the phone of the highest mean log posterior over its frames. Layers and the time "
         "shift are chosen on dev, the other errors are of test. APC's features are causal: at t they have seen the "
         f"frames up to t only, as log Mel with {2 * plan.context} frames before and 0 after.\n",
+        f"ABX: chance is 50 %. Of test's triphones, at most {abx.max_items} of a speaker and the same three phones are "
+        f"compared, across speakers with those of at most {abx.max_speakers} others; seed {abx.seed} draws them.\n",
         f"{speakers}\n",
     ]
 
@@ -107,13 +140,14 @@ def write_report(study: Study, plan: Plan, model: APCModel, directory: Path) -> 
     plots.plot_time_shifts(study, plan, directory)
     plots.plot_epochs(study, plan, best, directory)
     plots.plot_confusion(study, plan, best, directory)
+    plots.plot_recognition(study, plan, best, directory)
     plots.plot_prediction(study, model, directory)
     claims = (
         f"The error per frame of a linear classifier on the best trained layer (layer {best.layer} of the model of "
         f"time shift {best.time_shift}, {plan.epochs} epochs) is"
     )
     lines = [*corpus_lines(study, plan), *table_lines(study, plan, best), "", claims, ""]
-    lines += [*claim_lines(study, plan, best), ""]
+    lines += [*claim_lines(study, plan, best), "", RECOGNITION, *recognition_lines(study, plan, best), ""]
     lines += [f"![{caption}]({name})\n" for name, caption in plots.FIGURES.items()]
     with atomic_write(directory / "report.md") as file:
         file.write("\n".join(lines).encode())

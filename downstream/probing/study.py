@@ -2,6 +2,8 @@
 
     results/phones__<system>__<layer>__<classifier>__seed<n>.json
     results/speakers__<system>__<layer>.json
+    results/abx__<system>__<layer>.json
+    results/recognition__<system>__<layer>__<share>__seed<n>.json
 
 A system is a kind of features: 'log_mel', 'random_seed0', 'ts3_epoch20', ... Log Mel has the single layer 0. 'random'
 stands for the random networks of all seeds, each probed with the seed of its weights.
@@ -9,16 +11,18 @@ stands for the random networks of all seeds, each probed with the seed of its we
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from apc_model import APCModel
+from downstream.probing.abx import AbxOptions, abx_errors
 from downstream.probing.corpus import Corpus
 from downstream.probing.features import FeatureSets
 from downstream.probing.phones import classify_phones
 from downstream.probing.probes import ProbeOptions
+from downstream.probing.recognition import RecognitionOptions, recognise
 from downstream.probing.scoring import mean_and_deviation, percent
 from downstream.probing.speakers import identify, make_trials, verify
 from downstream.probing.splits import DEV, TEST, TRAIN
@@ -28,7 +32,16 @@ from utils.system.files import read_json, remove_leftovers, write_json
 Layers = Mapping[int, FeatureSets]
 MakeFeatures = Callable[[Sequence[int]], Layers]
 LINEAR = "linear"
+ABX_TASKS = ("within", "across")
 RANDOM = "random"
+
+
+class StudyOptions(NamedTuple):
+    """The settings of what is measured."""
+
+    probe: ProbeOptions
+    abx: AbxOptions
+    recognition: RecognitionOptions
 
 
 class Study:
@@ -39,9 +52,9 @@ class Study:
     """
 
     def __init__(
-        self, corpus: Corpus, directory: Path, seeds: Sequence[int], probe: ProbeOptions, device: torch.device
+        self, corpus: Corpus, directory: Path, seeds: Sequence[int], options: StudyOptions, device: torch.device
     ) -> None:
-        self.corpus, self.directory, self.seeds, self.probe, self.device = corpus, directory, seeds, probe, device
+        self.corpus, self.directory, self.seeds, self.options, self.device = corpus, directory, seeds, options, device
         directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(directory)
         self.no_speakers = self._why_no_speakers()
@@ -62,6 +75,7 @@ class Study:
         classifier: str = LINEAR,
         seeds: Sequence[int] | None = None,
         with_speakers: bool = False,
+        with_abx: bool = False,
     ) -> None:
         """Compute the missing results of a system; the features are made only if one is missing."""
         features: Layers | None = None
@@ -70,13 +84,47 @@ class Study:
                 path = self._phones_path(system, layer, classifier, seed)
                 if not path.exists():
                     features = features or make_features(layers)
-                    settings = classifier, seed, self.probe, self.device
+                    settings = classifier, seed, self.options.probe, self.device
                     write_json(path, classify_phones(self.corpus, features[layer], *settings))
             if with_speakers and not self.no_speakers and not self._has_speakers(system, layer):
                 features = features or make_features(layers)
                 write_json(self._speakers_path(system, layer), self._probe_speakers(features[layer]))
+            if with_abx and not (path := self._abx_path(system, layer)).exists():
+                features = features or make_features(layers)
+                write_json(path, abx_errors(self.corpus, features[layer], self.options.abx, self.device))
             errors = self.errors(RANDOM if system.startswith(f"{RANDOM}_seed") else system, layer, classifier)
             tqdm.write(f"{system}, layer {layer}, {classifier}: frame error {percent(errors)} %" if errors else system)
+
+    def recognise(
+        self,
+        system: str,
+        layer: int,
+        make_features: MakeFeatures,
+        fractions: Sequence[float],
+        seeds: Sequence[int] | None = None,
+        encoder: APCModel | None = None,
+    ) -> None:
+        """Recognise from shares of the training set where results are missing; an encoder is fine-tuned."""
+        features: FeatureSets | None = None
+        for fraction in fractions:
+            for seed in self.seeds if seeds is None else seeds:
+                path = self._recognition_path(system, layer, fraction, seed)
+                if not path.exists():
+                    features = features or next(iter(make_features([layer]).values()))
+                    settings = fraction, seed, self.options.recognition, self.device, encoder, layer
+                    write_json(path, recognise(self.corpus, features, *settings))
+                minutes, error = (read_json(path)[key] for key in ("minutes", "error"))
+                tqdm.write(f"{system}, layer {layer}, {minutes:.1f} minutes: phone error rate {percent([error])} %")
+
+    def recognition(self, system: str, layer: int, fraction: float) -> list[dict[str, Any]]:
+        """The results of recognition from a share of the training set, one for each seed."""
+        paths = [self._recognition_path(self._name(system, seed), layer, fraction, seed) for seed in self.seeds]
+        return [read_json(path) for path in paths if path.exists()]
+
+    def abx(self, system: str, layer: int, task: str) -> list[float]:
+        """The ABX errors of a system's layer: of random networks one for each seed; empty where there are none."""
+        paths = {self._abx_path(self._name(system, seed), layer): None for seed in self.seeds}
+        return [error for path in paths if path.exists() and (error := read_json(path)[task]) is not None]
 
     def runs(self, system: str, layer: int, classifier: str = LINEAR) -> list[dict[str, Any]]:
         """The phone results of a system's layer, one for each seed."""
@@ -128,3 +176,9 @@ class Study:
 
     def _speakers_path(self, system: str, layer: int) -> Path:
         return self.directory / f"speakers__{system}__{layer}.json"
+
+    def _abx_path(self, system: str, layer: int) -> Path:
+        return self.directory / f"abx__{system}__{layer}.json"
+
+    def _recognition_path(self, system: str, layer: int, fraction: float, seed: int) -> Path:
+        return self.directory / f"recognition__{system}__{layer}__{fraction:g}__seed{seed}.json"
