@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from apc_model import APCModel
 from utils import RNNConfig
 from utils.corpus.prepared import save_lengths, save_tensor
+from utils.rnn.products import BF16Products, OneDNNProducts, TorchProducts, matmul_library
 from utils.system.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, reuse_freed_memory
 
 MEL_DIM = 80
@@ -133,10 +134,15 @@ def forward_flops_per_frame(args: argparse.Namespace) -> tuple[int, int]:
     return first + others + 2 * hidden * MEL_DIM, first
 
 
-def gemm_ceiling(size: int = 4096) -> float:
-    """GFLOP/s of a large matrix product, the best of several: what no formulation can pass."""
-    a, b, c = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
-    return 2 * size**3 / min(seconds_of(lambda: torch.mm(a, b, out=c)) for _ in range(8)) / 1e9
+def gemm_ceiling(precision: str = "fp32", size: int = 2048) -> float:
+    """GFLOP/s of the best large product that any of PyTorch's libraries reaches: what no formulation can pass."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    kinds = (TorchProducts(), OneDNNProducts()) if precision == "fp32" else (BF16Products(),)
+    works = []
+    for kind in kinds:
+        operand, prepared = kind.operand(a), kind.prepare(b)
+        works.append(lambda kind=kind, x=operand, prepared=prepared: kind.multiply_raw(x, prepared))
+    return 2 * size**3 / min(seconds_of(work) for work in works for _ in range(8)) / 1e9
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -201,7 +207,8 @@ def report(args: argparse.Namespace, title: str, columns: Sequence[str], results
     frames = f"{args.seq_len} frames" + (" at most" if args.ragged else "")
     sizes = f"{args.num_layers} x {args.hidden_size}, {args.rnn_type}, {args.threads} threads"
     print(f"{title}: {args.batch_size} x {frames}, {sizes}")
-    print(f"large matrix product: {results['ceiling_gflops']:.0f} GFLOP/s")
+    ceilings = ", ".join(f"{ceiling:.0f} GFLOP/s in {name}" for name, ceiling in results["ceilings"].items())
+    print(f"large matrix product, the best of PyTorch's libraries: {ceilings}; this project uses {matmul_library()}")
     print(f"{'':22}" + "".join(f"{column.replace('_', ' '):>20}" for column in columns))
     for name, row in results["variants"].items():
         cells = ["-" if row.get(column) is None else f"{row[column]:,.3g}" for column in columns]

@@ -40,8 +40,11 @@ from common import (
 )
 
 from utils.audio.frames import FRAMES_PER_SECOND, SAMPLE_RATE
+from utils.rnn.precision import autocast
+from utils.rnn.products import has_bf16_products
 
-OURS, PACKED, ONE_BY_ONE = "this project", "packed", "one file at a time"
+OURS, BF16, PACKED, ONE_BY_ONE = "this project", "this project, bf16", "packed", "one file at a time"
+PADDED = "padded"
 SCRIPT = Path(__file__).resolve().parent.parent / "load_pretrained_model.py"
 BATCHES, FRAMES_A_CALL, STREAMED_FRAMES, WARM_UP_CALLS = (1, 32), (1, 10, 100), 3000, 5
 COLUMNS = ("seconds", "frames_per_second", "times_slower", "share_of_ceiling", "peak_memory_mb")
@@ -53,12 +56,13 @@ def main() -> None:
     if args.memory_of:
         report_memory_of(make_extraction(args.memory_of, args))
         return
-    extractions = {name: make_extraction(name, args) for name in (OURS, PACKED, ONE_BY_ONE)}
-    ceiling = gemm_ceiling()
+    ours = (OURS, BF16) if has_bf16_products() else (OURS,)
+    extractions = {name: make_extraction(name, args) for name in (*ours, PACKED, PADDED, ONE_BY_ONE)}
+    ceilings = {name: gemm_ceiling(name) for name in ("fp32", "bf16")[: len(ours)]}
     seconds = interleaved_seconds(extractions, args.repeats)
-    ceiling = max(ceiling, gemm_ceiling())
+    ceilings = {name: max(ceiling, gemm_ceiling(name)) for name, ceiling in ceilings.items()}
     frames = int(make_lengths(args, args.seq_len).sum())
-    results = {"ceiling_gflops": ceiling, "variants": {}}
+    results = {"ceilings": ceilings, "variants": {}}
     for name in extractions:
         gflops = forward_flops_per_frame(args)[0] * frames / seconds[name] / 1e9
         results["variants"][name] = {
@@ -66,10 +70,12 @@ def main() -> None:
             "frames_per_second": frames / seconds[name],
             "times_slower": seconds[name] / seconds[OURS],
             "gflops": gflops,
-            "share_of_ceiling": gflops / ceiling,
+            "share_of_ceiling": gflops / ceilings["bf16" if name == BF16 else "fp32"],
             "peak_memory_mb": peak_memory_mb(name, MEMORY_LIMIT_SECONDS)[0],
             "notes": [],
         }
+    if BF16 in extractions:
+        results["bf16_error"] = bf16_error(extractions)
     results["real_time_factor"] = {batch: real_time_factor(args, batch) for batch in BATCHES}
     results["recording"] = {minutes: recording(args, minutes) for minutes in (1, round(60 * args.hours))}
     results["stream_ms"] = {frames: stream_latency(args, frames) for frames in FRAMES_A_CALL}
@@ -85,6 +91,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def report_more(results: dict) -> None:
     """Prints what the table does not hold."""
+    if "bf16_error" in results:
+        errors = ", ".join(f"{error:.2%}" for error in results["bf16_error"])
+        print(f"relative error of features in bf16, by layer of an untrained network: {errors}")
     for batch, factor in results["real_time_factor"].items():
         print(f"real-time factor, batch of {batch}: {factor:.5f} ({1 / factor:,.0f} times real time)")
     for frames, (median, late) in results["stream_ms"].items():
@@ -101,17 +110,25 @@ def make_extraction(variant: str, args: argparse.Namespace) -> Callable[[], obje
     torch.manual_seed(0)
     model, lengths = make_model(args), make_lengths(args, args.seq_len)
     inputs = torch.randn(args.batch_size, args.seq_len, MEL_DIM)
-    if variant != OURS:
+    is_ours, precision = variant in (OURS, BF16), "bf16" if variant == BF16 else "fp32"
+    if not is_ours:
         model = PlainAPC(model, packed=variant == PACKED)
 
     @torch.no_grad()
     def extract() -> object:
         if variant != ONE_BY_ONE:
-            predicted, feats = model(inputs, lengths)
-            return predicted, feats if variant == OURS else torch.stack(feats)
+            with autocast(inputs.device, precision):
+                predicted, feats = model(inputs, lengths)
+            return predicted, feats if is_ours else torch.stack(feats)
         return [model(frames[None, :length], None) for frames, length in zip(inputs, lengths, strict=True)]
 
-    return extract if variant == OURS else with_default_allocation(extract)
+    return extract if is_ours else with_default_allocation(extract)
+
+
+def bf16_error(extractions: dict[str, Callable[[], object]]) -> list[float]:
+    """The norm of the error of features in bf16, relative to that of the features, for each layer."""
+    feats, expected = (extractions[name]()[1] for name in (BF16, OURS))
+    return [((one - other).norm() / other.norm()).item() for one, other in zip(feats, expected, strict=True)]
 
 
 def real_time_factor(args: argparse.Namespace, batch_size: int) -> float:

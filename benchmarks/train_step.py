@@ -2,11 +2,12 @@
 
     python benchmarks/train_step.py --seq_len 1600
 
-A step is forward, masked L1 loss at time shift 1, backward, gradient clipping and Adam. Variants: this project;
-PyTorch's layers over packed sequences, padded and packed again in between; PyTorch's layers over padded batches,
-which know no lengths. The packed one is quadratic in length: every step back in time fills a gradient of all
-frames. A step of it that has not finished after --plain_budget is stopped, and its time extrapolated, and labelled
-so, from the share of those gradients that it had filled. (PyTorch's LSTM is quadratic only where lengths differ.)
+A step is forward, masked L1 loss at time shift 1, backward, gradient clipping and Adam. Variants: this project, also
+in bf16 where the CPU has such products; PyTorch's layers over packed sequences, padded and packed again in between;
+PyTorch's layers over padded batches, which know no lengths (for an LSTM, oneDNN's whole layer). The packed one is
+quadratic in length: every step back in time fills a gradient of all frames. A step of it that has not finished after
+--plain_budget is stopped, and its time extrapolated, and labelled so, from the share of those gradients that it had
+filled. (PyTorch's LSTM is quadratic only where lengths differ.)
 """
 
 import argparse
@@ -31,11 +32,14 @@ from common import (
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from utils.rnn.precision import autocast
+from utils.rnn.products import has_bf16_products
 from utils.training.objective import apc_loss
 
-OURS, PACKED, PADDED = "this project", "packed", "padded"
+OURS, BF16, PACKED, PADDED = "this project", "this project, bf16", "packed", "padded"
 TIME_SHIFT = 1
-COLUMNS = ("seconds", "frames_per_second", "times_slower", "share_of_ceiling", "peak_memory_mb", "loss")
+COLUMNS = ("seconds", "frames_per_second", "times_padded", "share_of_ceiling", "peak_memory_mb", "loss")
+MEMORY_LIMIT_SECONDS = 300
 
 
 def main() -> None:
@@ -43,24 +47,29 @@ def main() -> None:
     if args.memory_of:
         report_memory_of(make_step(args.memory_of, args, args.seq_len))
         return
-    steps = {name: make_step(name, args, args.seq_len) for name in (OURS, PADDED)}
+    ours = (OURS, BF16) if has_bf16_products() else (OURS,)
+    steps = {name: make_step(name, args, args.seq_len) for name in (*ours, PADDED)}
     losses = {name: step() for name, step in steps.items()}
-    packed_seconds, note = measure_packed(args)
-    notes = {OURS: [], PADDED: ["true lengths are not used"], PACKED: [note]}
-    if "extrapolated" not in note and packed_seconds * args.repeats <= args.plain_budget:
-        steps[PACKED] = make_step(PACKED, args, args.seq_len)
-        losses[PACKED] = steps[PACKED]()
-        notes[PACKED] = []
-    ceiling = gemm_ceiling()
-    seconds = {PACKED: packed_seconds, **interleaved_seconds(steps, args.repeats)}
-    ceiling = max(ceiling, gemm_ceiling())
-    results = {"ceiling_gflops": ceiling, "variants": {}}
-    for name in (OURS, PADDED, PACKED):
-        memory, finished = peak_memory_mb(name, args.plain_budget)
+    notes = {name: [] for name in ours} | {PADDED: ["true lengths are not used"]}
+    seconds = {}
+    if args.plain_budget:
+        seconds[PACKED], note = measure_packed(args)
+        notes[PACKED] = [note]
+        if "extrapolated" not in note and seconds[PACKED] * args.repeats <= args.plain_budget:
+            steps[PACKED] = make_step(PACKED, args, args.seq_len)
+            losses[PACKED] = steps[PACKED]()
+            notes[PACKED] = []
+    ceilings = {name: gemm_ceiling(name) for name in ("fp32", "bf16")[: len(ours)]}
+    seconds |= interleaved_seconds(steps, args.repeats)
+    ceilings = {name: max(ceiling, gemm_ceiling(name)) for name, ceiling in ceilings.items()}
+    results = {"ceilings": ceilings, "variants": {}}
+    for name in seconds:
+        memory, finished = peak_memory_mb(name, args.plain_budget or MEMORY_LIMIT_SECONDS)
         if not finished:
             notes[name].append("stopped at --plain_budget while its memory was measured: the peak is at least this")
+        ceiling = ceilings["bf16" if name == BF16 else "fp32"]
         results["variants"][name] = {
-            **speeds(seconds[name], seconds[OURS], ceiling, args),
+            **speeds(seconds[name], seconds[PADDED], ceiling, args),
             "peak_memory_mb": memory,
             "loss": losses.get(name),
             "notes": notes[name],
@@ -70,7 +79,11 @@ def main() -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--plain_budget", type=float, default=90.0, metavar="SECONDS", help="Longest packed step to run as it is."
+        "--plain_budget",
+        type=float,
+        default=90.0,
+        metavar="SECONDS",
+        help="Longest packed step to run as it is; 0: no packed variant.",
     )
 
 
@@ -81,14 +94,17 @@ def make_step(variant: str, args: argparse.Namespace, seq_len: int) -> Callable[
     inputs = torch.randn(args.batch_size, seq_len, MEL_DIM)
     lengths = make_lengths(args, seq_len)  # (batch,)
     is_target = torch.arange(seq_len - TIME_SHIFT)[None, :] < (lengths - TIME_SHIFT)[:, None]
-    if variant != OURS:
+    is_ours = variant in (OURS, BF16)
+    precision = "bf16" if variant == BF16 else "fp32"
+    if not is_ours:
         model = PlainAPC(model, packed=variant == PACKED)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def step() -> float:
         """Does one step and returns its loss."""
-        if variant == OURS:
-            loss = apc_loss(model, inputs, lengths, TIME_SHIFT)
+        if is_ours:
+            with autocast(inputs.device, precision):
+                loss = apc_loss(model, inputs, lengths, TIME_SHIFT)
         else:
             predicted, _ = model(inputs[:, :-TIME_SHIFT], lengths - TIME_SHIFT)
             if variant == PACKED and args.ragged:
@@ -101,7 +117,7 @@ def make_step(variant: str, args: argparse.Namespace, seq_len: int) -> Callable[
         optimizer.step()
         return loss.item()
 
-    return step if variant == OURS else with_default_allocation(step)
+    return step if is_ours else with_default_allocation(step)
 
 
 class SliceGradients(TorchDispatchMode):
@@ -141,7 +157,7 @@ def measure_packed(args: argparse.Namespace) -> tuple[float, str]:
         return seconds, f"extrapolated from its forward and the first {slices.count / total:.1%} of its backward"
 
 
-def speeds(seconds: float, our_seconds: float, ceiling: float, args: argparse.Namespace) -> dict[str, float]:
+def speeds(seconds: float, padded_seconds: float, ceiling: float, args: argparse.Namespace) -> dict[str, float]:
     """A backward has twice the products of a forward, less the gradient of the first layer's input."""
     forward, first = forward_flops_per_frame(args)
     frames = int((make_lengths(args, args.seq_len) - TIME_SHIFT).sum())
@@ -149,7 +165,7 @@ def speeds(seconds: float, our_seconds: float, ceiling: float, args: argparse.Na
     return {
         "seconds": seconds,
         "frames_per_second": frames / seconds,
-        "times_slower": seconds / our_seconds,
+        "times_padded": padded_seconds / seconds,
         "gflops": gflops,
         "share_of_ceiling": gflops / ceiling,
     }
