@@ -32,6 +32,7 @@ from utils.audio.front_ends import FrontEnd
 from utils.audio.log_mel import OnlineLogMel
 from utils.audio.waveforms import waveform_blocks
 from utils.corpus.arguments import add_front_end_options, front_end_of
+from utils.corpus.cmvn import load_normalizer
 from utils.corpus.frame_spec import FrameSpec, check_fit
 from utils.corpus.normalization import UNBIASED, Normalizer, scope
 from utils.system.arguments import HelpFormatter, add_residual_option, natural, positive
@@ -127,7 +128,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def choose_normalizer(args: argparse.Namespace, spec: FrameSpec) -> Normalizer:
     """What scales frames: --norm_from, or the model's own. Raises InputError where frames must be heard first."""
     if args.norm_from or (args.any_frames and not spec.normalization):
-        return Normalizer.load(args.norm_from) if args.norm_from else Normalizer("none")
+        return load_normalizer(args.norm_from) if args.norm_from else Normalizer("none")
     if spec.norm is None:
         return Normalizer("none")
     if spec.normalizer is None:

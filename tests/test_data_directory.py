@@ -14,7 +14,7 @@ from utils.audio.frames import Span
 from utils.audio.waveforms import read_waveform
 from utils.corpus.find_source import find_source
 from utils.corpus.normalization import Normalizer
-from utils.corpus.prepared import load_lengths
+from utils.corpus.prepared import load_lengths, load_tensor
 from utils.kaldi.write_archives import write_ark
 from utils.system.errors import InputError
 
@@ -194,6 +194,56 @@ def test_features_are_read_where_there_is_no_wav_scp(data, tmp_path):
         assert tensors(run(f"{prefix}:{data / 'feats.scp'}", tmp_path / prefix)) == expected
     shutil.copy(data / "raw.ark", data / "features.of.mine")
     assert tensors(run(f"ark:{data / 'features.of.mine'}", tmp_path / "ark")) == expected
+
+
+def statistics(*utterances):
+    """Kaldi's, of utterances (frames, mel_dim)."""
+    frames = np.concatenate(utterances).astype(np.float64)
+    return np.stack([np.append(frames.sum(0), len(frames)), np.append(np.square(frames).sum(0), 0)]).astype(np.float32)
+
+
+@pytest.fixture
+def with_cmvn(data):
+    """A data directory of features, with cmvn.scp by speaker and global statistics in a file without an id."""
+    (data / "wav.scp").unlink()
+    rng = np.random.default_rng(0)
+    frames = {utterance: rng.normal(9, 3, (50, 4)).astype(np.float32) for utterance in SPEAKERS}
+    write_ark(data / "feats.ark", frames.items())
+    ann, bob = statistics(frames["ann-1"], frames["ann-2"]), statistics(frames["bob-1"])
+    write_ark(data / "cmvn.ark", [("ann", ann), ("bob", bob)])
+    write_ark(data / "all.ark", [("x", ann + bob)])
+    (data / "global_cmvn.stats").write_bytes((data / "all.ark").read_bytes().removeprefix(b"x "))
+    rows = "\n".join(" ".join(map(repr, row)) for row in (ann + bob).astype(float).tolist())
+    (data / "global.txt").write_text(f" [\n{rows} ]\n")
+    return data
+
+
+def loaded(directory):
+    return {u: load_tensor(directory / f"{u}.pt")[:n].numpy() for u, n in load_lengths(directory).items()}
+
+
+@pytest.mark.parametrize("name, options, norm", [
+    ("", (), "speaker-mean"), ("cmvn.scp", (), "speaker-mean"), ("cmvn.ark", ("--norm", "speaker"), "speaker"),
+    ("global_cmvn.stats", (), "global-mean"), ("global.txt", ("--norm", "global"), "global"),
+])  # fmt: skip
+def test_statistics_of_kaldi_scale_as_those_gathered_here_do(with_cmvn, tmp_path, name, options, norm):
+    expected = loaded(run(with_cmvn, tmp_path / "expected", "--norm", norm))
+    found = loaded(run(with_cmvn, tmp_path / "out", "--norm_from", with_cmvn / name, *options))
+    assert all(np.abs(found[u] - expected[u]).max() < 1e-4 for u in SPEAKERS) and list(found) == list(SPEAKERS)
+    assert Normalizer.load(tmp_path / "out").mode == norm
+
+
+def test_statistics_are_not_taken_for_features_nor_features_for_statistics(with_cmvn, tmp_path):
+    for name in ("cmvn.scp", "cmvn.ark", "scp:cmvn.scp"):
+        told = refusal(name.replace("cmvn.", f"{with_cmvn}/cmvn."), tmp_path / "out")
+        assert "utterance ann: Kaldi's statistics of frames, not features: --norm_from" in told
+    for name, options, told in (
+        ("feats.scp", (), "ann-1 is a matrix of (50, 4), not Kaldi's statistics"),
+        ("cmvn.scp", ("--norm", "global"), "holds statistics for --norm speaker or speaker-mean, not global"),
+        ("global.txt", ("--norm", "speaker"), "holds statistics for --norm global or global-mean, not speaker"),
+        ("nothing.scp", (), "nothing.scp does not exist"),
+    ):
+        assert told in refusal(with_cmvn, tmp_path / "out", "--norm_from", with_cmvn / name, *options)
 
 
 def test_a_job_that_ends_before_anything_is_done_leaves_nothing_and_may_be_given_other_options(tmp_path):

@@ -72,6 +72,24 @@ def test_speakers_that_cannot_be_held_out_are_refused(audio, held_out, told):
         find_splits(audio, held_out)
 
 
+def test_sets_may_be_data_directories_and_manifests_that_say_who_speaks(audio, tmp_path):
+    trees = find_splits(audio)
+    data = tmp_path / "data"
+    for name in ("train", "dev"):
+        (data / name).mkdir(parents=True)
+        files = trees.sources[name].files
+        (data / name / "wav.scp").write_text("".join(f"{file.id} {file.location}\n" for file in files))
+        (data / name / "utt2spk").write_text("".join(f"{file.id} x{trees.speakers[file.id]}\n" for file in files))
+    rows = [f"{file.id}\t{file.location}\t\t\txcid\n" for file in trees.sources["test"].files]
+    (data / "test.tsv").write_text("".join(rows))
+    splits = find_splits(data)
+    assert ids(splits) == ids(trees) and splits.speakers_from.startswith("a map of speakers")
+    assert splits.speakers["a1"] == "xann" and splits.speakers["a5"] == "xcid"
+    (data / "train" / "utt2spk").unlink()
+    with pytest.raises(InputError, match="train has no utt2spk"):
+        find_splits(data)
+
+
 def test_a_missing_set_is_named(tmp_path):
     make_audio(tmp_path, {"train/ann": ["a1"]})
     with pytest.raises(InputError, match=r"dev is not a directory"):

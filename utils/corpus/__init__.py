@@ -9,6 +9,7 @@ manifest          read_manifest: a table of audio
 find_source       find_source: the source that paths name
 speakers          Speakers: who speaks in an utterance
 normalization     Normalizer: mean and variance
+cmvn              load_normalizer: what --norm_from names, also Kaldi's cmvn.scp
 frame_spec        FrameSpec: how frames were made, as models and prepared data record it
 scaling           Scaling, scaled; find_normalizer: each speaker's mean and variance, gathered in a pass
 passes            Pass: one loop over utterances, with its progress bar and skip list

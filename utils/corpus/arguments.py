@@ -5,8 +5,9 @@ from pathlib import Path
 
 from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd, find_front_end
 from utils.corpus.audio_source import UTTERANCE_IDS, AudioOptions, AudioSource
+from utils.corpus.cmvn import load_normalizer
 from utils.corpus.frame_spec import UNKNOWN, FrameSpec
-from utils.corpus.normalization import MODES, Normalizer, scope
+from utils.corpus.normalization import MODES, scope
 from utils.corpus.scaling import Scaling
 from utils.corpus.sources import PreparedSource, Source
 from utils.corpus.speakers import Speakers
@@ -24,7 +25,10 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "(by default audio as the model's training data, or as its front end does; archives not at all)."
     )
     add("--norm", choices=MODES, help=norm)
-    norm_from = "Scale frames by this instead: a normalization.json, or a directory that holds one."
+    norm_from = (
+        "Scale frames by this instead: a normalization.json, Kaldi's cmvn.scp (with --norm speaker also by its "
+        "variance), or a directory that holds one."
+    )
     add("--norm_from", type=Path, metavar="PATH", help=norm_from)
     maps = parser.add_mutually_exclusive_group()
     maps.add_argument("--utt2spk", type=Path, metavar="FILE", help="Take the speakers from this Kaldi utt2spk file.")
@@ -81,8 +85,6 @@ def choose_scaling(args: argparse.Namespace, source: Source, spec: FrameSpec = U
     is_misplaced = isinstance(source, PreparedSource) and args.front_end
     if is_misplaced or (for_audio and not isinstance(source, AudioSource)):
         raise InputError("--channel, --resample and --dither are for audio, --front_end also for archives")
-    if args.norm and args.norm_from:
-        raise InputError("--norm and --norm_from exclude each other")
     scales = args.norm_from or args.norm not in (None, "none")
     if scales and (before := source.frame_spec.norm) not in (None, "none") and not args.any_frames:
         reason = f"frames of {source} are normalised already (norm {before})"
@@ -96,7 +98,7 @@ def choose_scaling(args: argparse.Namespace, source: Source, spec: FrameSpec = U
 def _choose_norm(args: argparse.Namespace, source: Source, spec: FrameSpec) -> Scaling:
     """The normalisation, without its speakers."""
     if args.norm_from:
-        return Scaling.by(Normalizer.load(args.norm_from))
+        return Scaling.by(load_normalizer(args.norm_from, args.norm))
     if args.norm or not isinstance(source, AudioSource):
         return Scaling(args.norm or "none")
     return Scaling.by(spec.normalizer) if spec.normalization else Scaling(spec.norm or source.front_end.norm)

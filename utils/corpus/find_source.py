@@ -15,7 +15,7 @@ from utils.corpus.manifest import MANIFEST_SUFFIX, read_manifest
 from utils.corpus.output_directory import MADE_FROM_FILE
 from utils.corpus.prepared import LENGTHS_FILE
 from utils.corpus.sources import ArchiveSource, PreparedSource, Source
-from utils.kaldi.read_archives import archive_path
+from utils.kaldi.read_archives import archive_path, check_no_command
 from utils.system.errors import InputError
 from utils.system.reading import exists
 
@@ -67,7 +67,9 @@ def _expand(paths: list[Path]) -> list[Path]:
     """The paths, with patterns that no shell has expanded."""
     expanded = []
     for path in paths:
-        is_there = exists(archive_path(path)[0])
+        file = archive_path(path)[0]
+        check_no_command(str(file), "input")
+        is_there = exists(file)
         found = [path] if is_there else sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
         if not found:
             raise InputError(f"{path} does not exist")

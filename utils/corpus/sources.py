@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from utils.audio.front_ends import FrontEnd
+from utils.corpus.cmvn import is_statistics
 from utils.corpus.frame_spec import ARCHIVES_OF, UNKNOWN, FrameSpec
 from utils.corpus.normalization import NORMALIZATION_FILE
 from utils.corpus.output_directory import MADE_FROM_FILE, REMARKS_FILE
@@ -80,7 +81,10 @@ class ArchiveUtterance(Utterance):
     matrix: TextMatrix | BinaryMatrix
 
     def _read(self) -> np.ndarray:
-        return self.matrix.read()
+        frames = self.matrix.read()
+        if is_statistics(frames):
+            raise InputError("Kaldi's statistics of frames, not features: --norm_from scales frames by them")
+        return frames
 
 
 @dataclass(frozen=True)

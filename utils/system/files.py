@@ -134,9 +134,8 @@ def lock_directory(directory: Path, what: str, check: Callable[[], None] = lambd
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # by process, so that no forked worker keeps it
             except (BlockingIOError, PermissionError) as error:
                 raise InputError(f"{directory} is in use by {what}; wait for it to end") from error
-        if not lock.exists() or not os.path.samestat(
-            lock.stat(), os.fstat(file.fileno())
-        ):  # removed since it was opened
+        if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+            # its owner has removed it since it was opened here
             raise InputError(f"{directory} was in use by {what} just now; run the same command again")
         try:
             check()
