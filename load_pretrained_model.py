@@ -95,9 +95,10 @@ def describe(model: APCModel) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Describe a model; extract features where --data is given."""
+    """Describe a model; extract features where --data is given, or see whether data fit it."""
     # what only the script needs: a notebook that loads a model imports PyTorch and NumPy
     from utils.features.arguments import parse_arguments
+    from utils.features.check import check
     from utils.features.job import extract
     from utils.system.device import pick_device
     from utils.system.memory import reuse_freed_memory
@@ -105,10 +106,12 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     reuse_freed_memory()
     warnings.filterwarnings("ignore", ".* has no prediction layer")  # the description says so
-    model = load_pretrained(args.checkpoint, pick_device(args.device), args.residual)
+    model = load_pretrained(args.checkpoint, pick_device(args.device), args.residual, args.time_shift)
     print(f"{args.checkpoint}: {describe(model)}")
     if args.data:
         extract(model, args)
+    elif args.check:
+        check(model, args)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class FrameSpec:
 
         front_end = find_front_end(self.front_end, self.dither)
         norm = self.norm or front_end.norm
-        if None in (self.front_end, self.norm):
+        if not self.is_known:
             said = f"whether the model reads frames of front end {front_end.name}, norm {norm}, is not known"
             warnings.warn(said, stacklevel=3)
         waveform = waveform[0] if waveform.ndim == 2 and len(waveform) == 1 else waveform
@@ -147,6 +147,11 @@ class FrameSpec:
         """These frames, normalised; the statistics are kept where they are those of all speakers."""
         is_global = scope(normalizer.mode) == "global"
         return replace(self, norm=normalizer.mode, normalization=normalizer.to_json() if is_global else None)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether front end and normalisation are known."""
+        return None not in (self.front_end, self.norm)
 
     def describe(self) -> str:
         """These settings in a few words."""
@@ -209,7 +214,7 @@ def check_fit(data: FrameSpec, place: object, model: FrameSpec, any_frames: bool
         if any_frames or model.is_assumed:
             return [line]
         raise InputError(f"{line}; --any_frames uses them nevertheless")
-    if None in (data.front_end, data.norm, model.front_end, model.norm):
+    if not (data.is_known and model.is_known):
         said = f"frames of {place}: {data.describe()}; the model's: {model.describe()}"
         return [f"{said}: whether they fit is not known"]
     return []

@@ -20,12 +20,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "without it the model is only described."
     )
     add("--data", nargs="+", type=Path, metavar="PATH", help=data)
+    check = (
+        "Instead, print how well the model predicts some of this data, from audio with the frames of each front end: "
+        "does the data fit the model?"
+    )
+    add("--check", nargs="+", type=Path, metavar="PATH", help=check)
     add("--save_dir", help="The directory that the features are written to.")
     add("--layer", default="-1", help="Which layer's features to write: a number, -1 for the last, all, or mean.")
     form = "A .pt or .npy file per utterance, or one Kaldi archive, feats.ark with feats.scp."
     add("--format", choices=FORMATS, default="pt", help=form)
     add("--half", action="store_true", help="Write 16 bits per number: float16; in an archive, Kaldi's own (CM2).")
     add_residual_option(parser)
+    text = "How many frames ahead the model predicts, if neither the file nor config.json says."
+    add("--time_shift", type=positive, metavar="N", help=text)
     add("--device", default="auto", help="Where to run: auto, cpu, cuda or cuda:i.")
     precision = "Precision of matrix products. A CPU without bf16 products computes in fp32."
     add("--precision", choices=("fp32", "bf16"), default="fp32", help=precision)
@@ -38,4 +45,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if bool(args.data) != bool(args.save_dir):
         parser.error("--data and --save_dir go together")
+    if args.data and args.check:
+        parser.error("--data and --check exclude each other")
     return args
