@@ -9,9 +9,12 @@ networks with random weights; and every layer of the same networks, trained at s
 time shift to compare are chosen on dev, the errors are of test. ABX errors of the same features need no probe. Last, a
 small recogniser learns from shares of the training set: from log Mel, and from the best layers.
 
+With --speaker_data, models are also trained on a corpus of many speakers, and verify others who were never heard.
+
 An interrupted run continues with the same command. Writes, below --save_dir:
 
     prepared/  models/  results/      log-Mel frames, experiments of train_apc.py, a JSON file for each result
+    speakers/                         the same of --speaker_data
     report/report.md, *.png           the table, the claims, and figures
 """
 
@@ -40,10 +43,11 @@ from downstream.probing.arguments import (
     probe_options,
     recognition_options,
 )
-from downstream.probing.corpus import DEFAULT_NORM, load_corpus
+from downstream.probing.corpus import DEFAULT_NORM, load_corpus, load_speaker_corpus
 from downstream.probing.plan import Best, Plan, choose_best, recognised
 from downstream.probing.probes import CLASSIFIERS
 from downstream.probing.report import write_report
+from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.study import RANDOM, Study, StudyOptions
 from downstream.probing.training import checkpoint_path, train
 from load_pretrained_model import load_pretrained
@@ -56,7 +60,7 @@ from utils.system.files import lock_directory, read_json, refuse_other_files, re
 
 CONFIG_FILE = "config.json"
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers"}
-MAY_CHANGE |= {"on_error", "quick", "any_frames", "fractions"}
+MAY_CHANGE |= {"on_error", "quick", "any_frames", "fractions", "speaker_data"}
 QUICK = {"time_shifts": [1, 3], "epochs": 3, "hidden_size": 64, "seeds": 2, "probe_epochs": 4, "probe_hidden_size": 64}
 QUICK |= {"fractions": [1.0, 0.5], "recogniser_epochs": 1, "recogniser_min_steps": 5}
 
@@ -75,6 +79,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=positive, default=8, help="Utterances in a batch in training APC.")
     help = "Stack log Mel with this many frames before and after each; and, causal, twice as many before."
     add("--context", type=positive, default=5, help=help)
+    help = "Also train models on the audio of DIR/train*, and verify the speakers of DIR/test*, who are others."
+    add("--speaker_data", type=Path, metavar="DIR", help=help)
     add_perceptron_options(parser)
     add_abx_options(parser)
     add_recognition_options(parser)
@@ -156,6 +162,24 @@ def recognise(study: Study, args: argparse.Namespace, plan: Plan, best: Best, mo
     study.recognise(tuned.system, tuned.layer, study.log_mel(), plan.fractions, encoder=model)
 
 
+def verify_speakers(args: argparse.Namespace, plan: Plan, device: torch.device) -> SpeakerStudy | None:
+    """Train a model for each time shift on --speaker_data, and verify its test speakers; None where it is not given."""
+    if args.speaker_data is None:
+        return None
+    corpus, directory = load_speaker_corpus(args), args.save_dir / "speakers"
+    study = SpeakerStudy(corpus, directory / "results", range(args.seed, args.seed + args.seeds), device)
+    study.verify_log_mel()
+    config = rnn_config(args, corpus.sets["train"].log_mel[0].size(1))
+    for seed in study.seeds:
+        study.verify(f"{RANDOM}_seed{seed}", plan.layers, partial(random_model, config, seed))
+    for time_shift in plan.time_shifts:
+        experiment = plan.experiment(time_shift)
+        train(directory / "models", experiment, args.epochs, training_arguments(args, time_shift, corpus.prepared))
+        path = checkpoint_path(directory / "models", experiment, args.epochs)
+        study.verify(plan.trained(time_shift), plan.layers, partial(load_pretrained, path))
+    return study
+
+
 def run(args: argparse.Namespace) -> None:
     """Do everything that is not done yet in --save_dir, which this process has locked."""
     check_config(args)
@@ -176,7 +200,8 @@ def run(args: argparse.Namespace) -> None:
         probe_checkpoint(study, store, plan, best.time_shift, epoch, [best.layer])
     model = load_pretrained(checkpoint_path(store, plan.experiment(best.time_shift), args.epochs), device)
     recognise(study, args, plan, best, model)
-    report = write_report(study, plan, model, args.save_dir / "report")
+    speakers = verify_speakers(args, plan, device)
+    report = write_report(study, plan, model, args.save_dir / "report", speakers)
     print(report.read_text(encoding="utf-8"), report, sep="\n")
 
 

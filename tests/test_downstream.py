@@ -20,7 +20,9 @@ from downstream import (
     speaker_identification,
     speaker_verification,
 )
+from downstream.probing.plan import Plan
 from downstream.probing.report import Claim, Row
+from downstream.probing.speaker_report import speaker_lines
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.audio.frames import SAMPLE_RATE
@@ -286,3 +288,33 @@ def test_a_random_network_is_decided_by_its_seed_alone():
 )
 def test_a_claim_holds_where_the_difference_is_more_than_two_of_its_deviations(best, other, holds):
     assert Claim(Row("log Mel", "log_mel", 0), best, other).holds is holds
+
+
+def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monkeypatch):
+    random, data = np.random.default_rng(0), tmp_path / "data"
+    for number in range(11):
+        name, count = ("train-many", 1) if number < 6 else ("test-few", 3)
+        folder, voice = data / name / f"s{number}", (300 + 400 * number, 600 + 400 * number)
+        folder.mkdir(parents=True)
+        for utterance in range(count):
+            waveform = np.concatenate([say(phone, voice, random) for phone in random.permutation(list(PHONES))])
+            waveform = 0.5 * waveform / np.abs(waveform).max()
+            soundfile.write(folder / f"s{number}_{utterance}.wav", waveform, SAMPLE_RATE)
+    command = f"--data . --speaker_data {data} --quick --time_shifts 3 --epochs 1 --hidden_size 8 --num_layers 2"
+    args = run_all.parse_arguments([*command.split(), "--num_workers", "0", "--save_dir", str(tmp_path / "out")])
+    plan = Plan([3], 1, [0, 1], 5, [1.0])
+    text = "\n".join(speaker_lines(run_all.verify_speakers(args, plan, torch.device("cpu")), plan))
+    assert "trained on 6 utterances of 6 speakers" in text and "105 pairs of 15 utterances of 5 speakers" in text
+    assert "LDA learns from the test speakers who are not in the trial" in text
+    assert text.count("| APC, time shift 3 |") == 2 and text.count("The first layer tells speakers apart") == 2
+    result = json.loads((tmp_path / "out/speakers/results/verification__log_mel__0.json").read_text())
+    assert len(result["lda"]["draws"]) == 1000 and 0 <= result["cosine"]["rate"] < 0.4
+
+    monkeypatch.setattr("subprocess.Popen", None)
+    monkeypatch.setattr("downstream.probing.speaker_study.verification_scores", None)
+    again = run_all.verify_speakers(args, plan, torch.device("cpu"))
+    assert "\n".join(speaker_lines(again, plan)) == text
+    shutil.copytree(data / "train-many/s0", data / "test-few/s0")
+    (data / "test-few/s0/s0_0.wav").rename(data / "test-few/s0/s0_9.wav")
+    with pytest.raises(InputError, match="speaker s0 is in train as well, but those of test must be new"):
+        run_all.verify_speakers(args, plan, torch.device("cpu"))

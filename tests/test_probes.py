@@ -1,15 +1,25 @@
 """Facts about classifiers: what can be learned they learn, what cannot they do not. And about counting errors."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from downstream.probing.features import stack_context
+from downstream.probing.corpus import Corpus
+from downstream.probing.features import Utterances, stack_context
+from downstream.probing.labels import NO_LABELS
 from downstream.probing.probes import CLASSIFIERS, Labelled, ProbeOptions, train_probe
 from downstream.probing.scoring import equal_error_rate, error_by_phone, score_phones
-from downstream.probing.speakers import Trials, cosine_scores, make_trials, read_trials
+from downstream.probing.speakers import (
+    Trials,
+    bootstrap_rates,
+    cosine_scores,
+    make_trials,
+    read_trials,
+    verification_scores,
+)
 from utils.system.errors import InputError
 
 CLASSES = 4
@@ -146,3 +156,72 @@ def test_cosine_scores_are_cosines():
     vectors = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0], [0.0, 0.0]])
     trials = Trials(np.array([0, 0, 0]), np.array([1, 2, 3]), np.array([True, False, False]))
     assert cosine_scores(vectors, trials) == pytest.approx([0, 0.5**0.5, 0])
+
+
+def voices(speakers: int, seed: int, utterances: int = 6) -> tuple[np.ndarray, list[str]]:
+    """Vectors of utterances, (utterances, 4), that differ less within a speaker, and their speakers."""
+    random = np.random.default_rng(seed)
+    means = np.repeat(random.normal(size=(speakers, 4)), utterances, axis=0)
+    return means + 0.7 * random.normal(size=means.shape), [f"s{n // utterances}" for n in range(len(means))]
+
+
+def test_an_interval_of_draws_of_speakers_covers_the_rate_of_all_speakers():
+    vectors, speakers = voices(250, seed=1000)
+    trials = make_trials(speakers, max_trials=200_000)
+    truth = equal_error_rate(cosine_scores(vectors, trials), trials.is_same)
+    covers = 0
+    for seed in range(60):
+        vectors, speakers = voices(20, seed)
+        trials = make_trials(speakers)
+        scores = cosine_scores(vectors, trials)
+        low, high = np.percentile(bootstrap_rates(scores, trials, speakers, draws=200), [2.5, 97.5])
+        covers += low <= truth <= high
+    assert covers >= 52  # of 60; 57 if the interval were exact
+
+
+def test_a_draw_is_the_rate_of_its_speakers_as_often_as_they_were_drawn(monkeypatch):
+    vectors, speakers = voices(3, seed=0, utterances=4)
+    trials = make_trials(speakers)
+    scores = cosine_scores(vectors, trials)
+
+    class Drawn:
+        def multinomial(self, count, shares, size):
+            assert (count, list(shares)) == (3, [1 / 3] * 3)
+            return np.array([[2, 1, 0], [3, 0, 0], [1, 1, 1]])
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Drawn())
+    rates = bootstrap_rates(scores, trials, speakers, draws=2)
+    of_two = [
+        index
+        for index, (a, b) in enumerate(zip(trials.first, trials.second, strict=True))
+        if {speakers[a], speakers[b]} <= {"s0", "s1"}
+        for _ in range(1 if speakers[a] == speakers[b] == "s1" else 2)
+    ]
+    assert rates.tolist() == [  # three times one speaker has no trial of two, and is drawn again
+        pytest.approx(equal_error_rate(scores[of_two], trials.is_same[of_two])),
+        pytest.approx(equal_error_rate(scores, trials.is_same)),
+    ]
+
+
+def verification_corpus(train: list[str], test: list[str]) -> Corpus:
+    """A corpus with the speakers of its utterances, and nothing else."""
+    sets = {name: Utterances([f"{name}{n}" for n in range(len(of))], None, [], np.array([])) for name, of in
+            (("train", train), ("test", test))}  # fmt: skip
+    speakers = {f"{name}{n}": who for name, of in (("train", train), ("test", test)) for n, who in enumerate(of)}
+    return Corpus(None, sets, NO_LABELS, speakers)
+
+
+def test_lda_learns_from_others_than_the_speakers_of_a_trial():
+    vectors, speakers = voices(6, seed=3)
+    trials = make_trials(speakers)
+    alone = [f"t{number}" for number in range(len(vectors))]  # each speaker of train has one utterance
+    pooled = {name: SimpleNamespace(pooled=torch.from_numpy(vectors)) for name in ("train", "test")}
+    scores = verification_scores(verification_corpus(alone, speakers), pooled, trials)["lda"]
+    swapped = ["s1" if speaker == "s0" else speaker for speaker in speakers]  # who s0 is, is no part of its trials
+    again = verification_scores(verification_corpus(alone, swapped), pooled, trials)["lda"]
+    of_both = np.array([{speakers[a], speakers[b]} == {"s0", "s1"} for a, b in zip(*trials[:2], strict=True)])
+    assert np.array_equal(scores[of_both], again[of_both])
+    assert equal_error_rate(scores, trials.is_same) < 0.3
+    assert verification_scores(verification_corpus(alone, ["s0", "s1"] * 18), pooled, trials)["lda"] is None
+    from_train = verification_scores(verification_corpus(speakers, speakers), pooled, trials)["lda"]
+    assert not np.array_equal(from_train, scores)

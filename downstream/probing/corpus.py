@@ -14,8 +14,8 @@ import torch
 
 from apc_model import APCModel
 from downstream.probing.features import FeatureSets, Utterances, model_features, read_utterances
-from downstream.probing.labels import PhoneLabels, read_labels
-from downstream.probing.splits import SETS, TRAIN, Splits, find_splits
+from downstream.probing.labels import NO_LABELS, PhoneLabels, read_labels
+from downstream.probing.splits import SETS, TRAIN, Splits, find_speaker_splits, find_splits
 from load_pretrained_model import load_pretrained
 from utils.corpus.arguments import front_end_of
 from utils.corpus.audio_source import AudioOptions
@@ -70,12 +70,29 @@ def load_corpus(args: argparse.Namespace) -> Corpus:
     reuse_freed_memory()
     audio = args.data / "audio" if (args.data / "audio").is_dir() else args.data
     spec = read_checkpoint(args.checkpoint, args.residual).frame_spec if args.checkpoint else UNKNOWN
-    options = AudioOptions(skip_errors=args.on_error == "skip", front_end=front_end_of(args, spec))
+    options = audio_options(args, spec)
     splits = find_splits(audio, args.held_out_speakers, options)
     scaling = choose_scaling(args, splits, spec)
     labels = read_labels(args.labels or args.data / "phones.ctm", args.label_shift or 0.0)
     of_model = f"-{options.front_end.name}-{scaling.norm}" if args.checkpoint else ""
-    prepared = args.save_dir / f"prepared{of_model}"
+    return _prepare_and_read(splits, labels, args.save_dir / f"prepared{of_model}", args, scaling)
+
+
+def load_speaker_corpus(args: argparse.Namespace) -> Corpus:
+    """The corpus of --speaker_data, without phones, prepared below save_dir/speakers. Raises as `load_corpus`."""
+    splits = find_speaker_splits(args.speaker_data, audio_options(args, UNKNOWN))
+    scaling = choose_scaling(args, splits, UNKNOWN)
+    return _prepare_and_read(splits, NO_LABELS, args.save_dir / "speakers" / "prepared", args, scaling)
+
+
+def audio_options(args: argparse.Namespace, spec: FrameSpec) -> AudioOptions:
+    """How audio is read: as the options say, or else as a checkpoint's frames were made."""
+    return AudioOptions(skip_errors=args.on_error == "skip", front_end=front_end_of(args, spec))
+
+
+def _prepare_and_read(
+    splits: Splits, labels: PhoneLabels, prepared: Path, args: argparse.Namespace, scaling: Scaling
+) -> Corpus:
     for name in SETS:
         prepare_set(splits, name, prepared, args, scaling)
     sets = {name: read_utterances(prepared / name, labels) for name in SETS}

@@ -111,7 +111,7 @@ FeatureSets = dict[str, Features]  # by set: 'train', 'dev' and 'test'
 
 
 def read_utterances(prepared: Path, labels: PhoneLabels) -> Utterances:
-    """Read a prepared directory, and label its frames. Raises InputError where no frame of the set has a phone."""
+    """Read a prepared directory, and label its frames. Raises InputError where none of the labels is for the set."""
     dataset = LibriSpeech(prepared)
     ids = [dataset.utterance(index) for index in range(len(dataset))]
     file, phones, segments, row, first = FrameFile(prepared.parent, dataset.mel_dim), [], [], 0, 0
@@ -124,7 +124,7 @@ def read_utterances(prepared: Path, labels: PhoneLabels) -> Utterances:
         spoken = of_frames.segments[of_frames.phones != NO_PHONE]
         segments.append(spoken + first)
         first += int(spoken.max(initial=0)) + 1
-    if not sum(map(len, segments)):
+    if labels.alignments and not sum(map(len, segments)):
         raise InputError(f"{labels.source} has no label for the {len(ids)} utterances of {prepared}, such as {ids[0]}")
     return Utterances(ids, Features(file, np.array(dataset.lengths)), phones, np.concatenate(segments))
 

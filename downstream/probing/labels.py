@@ -74,6 +74,9 @@ class PhoneLabels(NamedTuple):
         return alignment.phones[(alignment.starts + alignment.ends) / 2 < end]
 
 
+NO_LABELS = PhoneLabels([], {}, "")  # for a corpus whose phones are not wanted
+
+
 def frame_centres(frames: int) -> np.ndarray:
     """The middle of each frame's window, (frames,) float64, in seconds."""
     return (np.arange(frames) * SHIFT_MS + WINDOW_MS / 2) / 1000

@@ -11,6 +11,8 @@ from downstream.probing import plots
 from downstream.probing.plan import Best, Plan, Row, baselines, choose_best, recognised
 from downstream.probing.plots import labelled_minutes, recognition_errors
 from downstream.probing.scoring import mean_and_deviation, percent
+from downstream.probing.speaker_report import speaker_lines
+from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.splits import SETS, TEST, TRAIN
 from downstream.probing.study import LINEAR, Study
 from utils.audio.frames import frames_to_hours
@@ -132,7 +134,9 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
     ]
 
 
-def write_report(study: Study, plan: Plan, model: APCModel, directory: Path) -> Path:
+def write_report(
+    study: Study, plan: Plan, model: APCModel, directory: Path, speakers: SpeakerStudy | None = None
+) -> Path:
     """Write report.md and its figures, with predictions of a model, into a directory; return its path."""
     directory.mkdir(parents=True, exist_ok=True)
     best = choose_best(study, plan)
@@ -148,6 +152,7 @@ def write_report(study: Study, plan: Plan, model: APCModel, directory: Path) -> 
     )
     lines = [*corpus_lines(study, plan), *table_lines(study, plan, best), "", claims, ""]
     lines += [*claim_lines(study, plan, best), "", RECOGNITION, *recognition_lines(study, plan, best), ""]
+    lines += speaker_lines(speakers, plan) if speakers else []
     lines += [f"![{caption}]({name})\n" for name, caption in plots.FIGURES.items()]
     with atomic_write(directory / "report.md") as file:
         file.write("\n".join(lines).encode())

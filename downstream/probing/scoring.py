@@ -62,15 +62,22 @@ def equal_error_rate(scores: np.ndarray, is_same: np.ndarray) -> float:
         scores: (trials,), higher for the same speaker.
         is_same: bool (trials,), whether the speaker is the same; both values must occur.
     """
-    from sklearn.metrics import roc_curve
+    return float(equal_error_rates(scores, is_same, np.ones((1, len(scores))))[0])
 
-    false_accepts, true_accepts, _ = roc_curve(is_same, scores, drop_intermediate=False)
-    false_rejects = 1 - true_accepts
-    gap = false_accepts - false_rejects  # rises from -1 to 1
-    after = int(np.argmax(gap >= 0))
-    before = after - 1  # gap[0] is -1
-    share = -gap[before] / (gap[after] - gap[before])
-    return float(false_accepts[before] + share * (false_accepts[after] - false_accepts[before]))
+
+def equal_error_rates(scores: np.ndarray, is_same: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`equal_error_rate` of trials of which each counts so often: weights (draws, trials) -> (draws,)."""
+    order = np.argsort(-scores, kind="stable")
+    is_last = np.append(np.diff(scores[order]) != 0, True)  # of equal scores: accepted together
+    accepted = np.stack([np.cumsum(weights[:, order] * (is_same[order] == same), axis=1) for same in (False, True)])
+    accepted = accepted[:, :, is_last] / accepted[:, :, -1:]  # (2, draws, thresholds)
+    false_accepts, true_accepts = np.pad(accepted, ((0, 0), (0, 0), (1, 0)))  # at first, none is accepted
+    gap = false_accepts + true_accepts - 1  # the false accept rate less the false reject rate, rises from -1 to 1
+    after = np.argmax(gap >= 0, axis=1)[:, None]
+    (low, high), (first, last) = (
+        (np.take_along_axis(x, after - 1, 1)[:, 0], np.take_along_axis(x, after, 1)[:, 0]) for x in (gap, false_accepts)
+    )
+    return first - low / (high - low) * (last - first)
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:

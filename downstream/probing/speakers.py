@@ -1,7 +1,9 @@
 """Speaker identification and verification, from features averaged over each utterance."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -10,12 +12,17 @@ from downstream.probing.corpus import Corpus
 from downstream.probing.features import FeatureSets
 from downstream.probing.labels import read_lines
 from downstream.probing.probes import Labelled, ProbeOptions, train_probe
-from downstream.probing.scoring import equal_error_rate
+from downstream.probing.scoring import equal_error_rate, equal_error_rates
 from downstream.probing.splits import DEV, SETS, TEST, TRAIN
 from utils.system.errors import InputError, one_line
 
+if TYPE_CHECKING:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
 PROBE = ProbeOptions(learning_rate=1e-2, batch_size=32, max_epochs=100, patience=10)  # for few utterances, not frames
 MAX_TRIALS = 20_000
+MIN_LDA_SPEAKERS = 3  # two differ along a line, where every cosine is 1 or -1
+DRAWS, DRAWS_AT_A_TIME = 1000, 100  # of speakers, for an interval
 SAME = {"1": True, "0": False, "target": True, "nontarget": False}
 
 
@@ -95,15 +102,74 @@ def cosine_scores(vectors: np.ndarray, trials: Trials) -> np.ndarray:
     return np.sum(directions[trials.first] * directions[trials.second], axis=1)
 
 
-def verify(corpus: Corpus, features: FeatureSets, trials: Trials) -> dict[str, float | None]:
-    """Equal error rates (fractions): 'cosine' and 'lda' (None where train has fewer than three speakers)."""
+def verification_scores(corpus: Corpus, features: FeatureSets, trials: Trials) -> dict[str, np.ndarray | None]:
+    """The scores of trials of the test set, float64 (trials,), higher for the same speaker.
+
+    'cosine' is the cosine of two averages, less the mean of train. 'lda' is the cosine after linear discriminant
+    analysis (LDA) of the speakers of train; where fewer than three of them have two utterances, of the speakers of test
+    other than those of the trial; and None where they are too few as well.
+    """
+    train, test = (features[name].pooled.double().numpy() for name in (TRAIN, TEST))  # (utterances, size)
+    train, test = train - train.mean(0), test - train.mean(0)
+    scores: dict[str, np.ndarray | None] = {"cosine": cosine_scores(test, trials), "lda": None}
+    speakers, speakers_of_test = (np.array(corpus.speakers_of(name)) for name in (TRAIN, TEST))
+    if len(repeats(speakers)) >= MIN_LDA_SPEAKERS:
+        scores["lda"] = cosine_scores(_fit_lda(train, speakers).transform(test), trials)
+    elif len(repeats(speakers_of_test)) >= MIN_LDA_SPEAKERS + 2:
+        scores["lda"] = _scores_by_others(test, speakers_of_test, trials)
+    return scores
+
+
+def repeats(speakers: Sequence[str]) -> list[str]:
+    """The speakers with two utterances or more, from which LDA learns."""
+    return [speaker for speaker, count in Counter(speakers).items() if count > 1]
+
+
+def _fit_lda(vectors: np.ndarray, speakers: np.ndarray) -> "LinearDiscriminantAnalysis":
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    train, test = (features[name].pooled.double().numpy() for name in (TRAIN, TEST))  # (utterances, size)
-    train, test = train - train.mean(0), test - train.mean(0)  # cosines are relative to the mean of train
-    speakers = corpus.speakers_of(TRAIN)
-    rates = {"cosine": equal_error_rate(cosine_scores(test, trials), trials.is_same), "lda": None}
-    if len(set(speakers)) > 2:  # two speakers differ along a line, where every cosine is 1 or -1
-        lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(train, speakers)
-        rates["lda"] = equal_error_rate(cosine_scores(lda.transform(test), trials), trials.is_same)
-    return rates
+    kept = np.isin(speakers, repeats(speakers))
+    return LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(vectors[kept], speakers[kept])
+
+
+def _scores_by_others(vectors: np.ndarray, speakers: np.ndarray, trials: Trials) -> np.ndarray:
+    """The cosine scores of each trial after LDA of the speakers who are not in it."""
+    scores = np.empty(len(trials.is_same))
+    pairs = np.sort([speakers[trials.first], speakers[trials.second]], axis=0)  # (2, trials)
+    for pair in np.unique(pairs, axis=1).T:
+        others, of_pair = ~np.isin(speakers, pair), (pairs == pair[:, None]).all(0)
+        directions = _fit_lda(vectors[others], speakers[others]).transform(vectors)
+        scores[of_pair] = cosine_scores(directions, Trials(*(part[of_pair] for part in trials)))
+    return scores
+
+
+def verify(corpus: Corpus, features: FeatureSets, trials: Trials) -> dict[str, float | None]:
+    """Equal error rates (fractions) of the scores of `verification_scores`."""
+    scores = verification_scores(corpus, features, trials)
+    return {name: None if of is None else equal_error_rate(of, trials.is_same) for name, of in scores.items()}
+
+
+def bootstrap_rates(scores: np.ndarray, trials: Trials, speakers: Sequence[str], draws: int = DRAWS) -> np.ndarray:
+    """Equal error rates of trials whose speakers are drawn at random, with replacement, as many as there are.
+
+    A trial counts as often as its speaker, or the product of how often its two, are drawn. All trials of a speaker
+    depend on each other, which draws of trials would ignore. The draws are the same for all scores.
+
+    Args:
+        scores: (trials,).
+        trials: pairs of utterances.
+        speakers: of each utterance.
+        draws: the number of rates; draws without both kinds of trials are repeated.
+
+    Returns:
+        (draws,), fractions.
+    """
+    numbers = np.unique(speakers, return_inverse=True)[1]
+    first, second, count = numbers[trials.first], numbers[trials.second], numbers.max() + 1
+    random, rates = np.random.default_rng(0), np.empty(0)
+    while len(rates) < draws:
+        drawn = random.multinomial(count, np.full(count, 1 / count), size=DRAWS_AT_A_TIME)  # how often each speaker is
+        weights = np.where(trials.is_same, drawn[:, first], drawn[:, first] * drawn[:, second])
+        has_both = (weights[:, trials.is_same].sum(1) > 0) & (weights[:, ~trials.is_same].sum(1) > 0)
+        rates = np.append(rates, equal_error_rates(scores, trials.is_same, weights[has_both]))
+    return rates[:draws]

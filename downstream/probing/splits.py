@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from datasets import find_split
 from utils.corpus.audio_source import DEFAULT_OPTIONS, AudioOptions, AudioSource, AudioUtterance
 from utils.corpus.find_source import find_source
 from utils.corpus.manifest import MANIFEST_SUFFIX
@@ -13,6 +14,7 @@ from utils.system.errors import InputError
 
 TRAIN, DEV, TEST = SETS = ("train", "dev", "test")
 DEV_EVERY = 5  # where there is no audio/test, audio/dev is the test set, and every fifth utterance of train is dev
+SPEAKER_DEV_EVERY = 20
 
 Files = dict[str, list[AudioUtterance]]
 
@@ -56,6 +58,32 @@ def find_splits(
     if held_out_speakers:
         files = by_speaker(files, rule.of_utterance, held_out_speakers)
     # what a set reports of its directory is reported once, with the set of the directory's name
+    sources = {name: replace(found.get(name, AudioSource([], options)), files=files[name]) for name in SETS}
+    return Splits(sources, rule.of_utterance, rule.describe())
+
+
+def find_speaker_splits(data: Path, options: AudioOptions = DEFAULT_OPTIONS) -> Splits:
+    """The sets of a directory with train and test, as in `find_splits`, or two directories whose names start so.
+
+    No speaker of test is in train. Every twentieth utterance of train is dev.
+
+    Raises:
+        InputError: a set is missing or empty, or an utterance or a speaker is in both.
+    """
+    if not data.is_dir():
+        raise InputError(f"{data} is not a directory; it must hold train and test")
+    paths = {name: _set_path(data, name) for name in (TRAIN, TEST)}
+    found = {n: _find_set(path if path.exists() else find_split(data, n), options) for n, path in paths.items()}
+    files = {name: source.files for name, source in found.items()}
+    check_disjoint(files)
+    rule = _find_speakers(found)
+    known = {rule.of(file.id) for file in files[TRAIN]}
+    if both := [file for file in files[TEST] if rule.of(file.id) in known]:
+        raise InputError(f"speaker {rule.of(both[0].id)} is in train as well, but those of test must be new: {data}")
+    if len(files[TRAIN]) < 2:
+        raise InputError(f"{data} has too few utterances in train to take some for dev")
+    dev = files[TRAIN][::SPEAKER_DEV_EVERY]
+    files = {TRAIN: [file for file in files[TRAIN] if file not in dev], DEV: dev, TEST: files[TEST]}
     sources = {name: replace(found.get(name, AudioSource([], options)), files=files[name]) for name in SETS}
     return Splits(sources, rule.of_utterance, rule.describe())
 

@@ -1,0 +1,75 @@
+"""The part of the report about speakers who were never heard."""
+
+from downstream.probing.plan import Plan
+from downstream.probing.speaker_study import SCORES, Rate, SpeakerStudy
+from downstream.probing.speakers import DRAWS, MIN_LDA_SPEAKERS, repeats
+from downstream.probing.splits import DEV, TEST, TRAIN
+from downstream.probing.study import RANDOM
+from utils.audio.frames import frames_to_hours
+
+COLUMNS = ("features", "layer", "EER, cosine", "EER, LDA")
+
+
+def speaker_lines(study: SpeakerStudy, plan: Plan) -> list[str]:
+    """The corpus and the method, a table of every system, and the claims."""
+    lines = ["## Speakers who were never heard\n", *_corpus_lines(study)]
+    lines += [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    for name, system, layers in _systems(plan):
+        for layer in layers:
+            rates = [study.rate(system, layer, score) for score in SCORES]
+            shown = "" if system == "log_mel" else str(layer)
+            lines.append(f"| {' | '.join([name, shown, *('' if rate is None else str(rate) for rate in rates)])} |")
+    for score in SCORES:
+        if study.rate("log_mel", 0, score):
+            lines += ["", f"By {'LDA' if score == 'lda' else score}, over all time shifts:\n"]
+            lines += _claim_lines(study, plan, score)
+    return [*lines, ""]
+
+
+def _systems(plan: Plan) -> list[tuple[str, str, list[int]]]:
+    """The name, the system and the layers of everything that is compared."""
+    trained = [(f"APC, time shift {n}", plan.trained(n), plan.layers) for n in plan.time_shifts]
+    return [("log Mel", "log_mel", [0]), ("random APC", RANDOM, plan.layers), *trained]
+
+
+def _corpus_lines(study: SpeakerStudy) -> list[str]:
+    corpus, sizes = study.corpus, []
+    for names in ((TRAIN, DEV), (TEST,)):
+        speakers = [speaker for name in names for speaker in corpus.speakers_of(name)]
+        minutes = 60 * frames_to_hours(sum(int(corpus.sets[name].log_mel.lengths.sum()) for name in names))
+        sizes.append(f"{len(speakers)} utterances of {len(set(speakers))} speakers, {minutes:.1f} minutes")
+    learns_from = "the training speakers who have two utterances or more"
+    if len(repeats(corpus.speakers_of(TRAIN))) < MIN_LDA_SPEAKERS:
+        learns_from = "the test speakers who are not in the trial, as too few training speakers have two utterances"
+    return [
+        f"The models are trained on {sizes[0]}. The trials are {len(study.trials.is_same)} pairs of {sizes[1]}, none "
+        "of whom is in training; two utterances of one recording also share its conditions. Features are averaged over "
+        "each utterance, less the mean of training. Equal error rates (EER) in %, with 95 % intervals from "
+        f"{DRAWS} draws of the speakers; random APC: the mean over {len(study.seeds)} networks. LDA learns from "
+        f"{learns_from}.\n"
+    ]
+
+
+def _claim_lines(study: SpeakerStudy, plan: Plan, score: str) -> list[str]:
+    """The first layer against the last, and all layers against log Mel and random networks; nothing is chosen."""
+
+    def mean(systems: list[str], layers: list[int]) -> Rate:
+        """The mean rate of layers of systems."""
+        return Rate.mean(study.rate(system, layer, score) for system in systems for layer in layers)
+
+    trained = [plan.trained(n) for n in plan.time_shifts]
+    first, last, every = (mean(trained, layers) for layers in (plan.layers[:1], plan.layers[-1:], plan.layers))
+    log_mel, untrained = mean(["log_mel"], [0]), mean([RANDOM], plan.layers)
+    return [
+        _claim("The first layer tells speakers apart better than the last", first, last),
+        _claim("APC (mean over layers) tells speakers apart better than log Mel", every, log_mel),
+        _claim("APC (mean over layers) tells speakers apart better than random networks", every, untrained),
+    ]
+
+
+def _claim(sentence: str, better: Rate, other: Rate) -> str:
+    """A claim, whether it holds, and its figures."""
+    difference = other - better
+    low, high = difference.interval
+    verdict = "holds" if low > 0 else "does **not** hold; the opposite does" if high < 0 else "is **not** shown"
+    return f"- {sentence}: {verdict}. EER {better} against {other}; the difference is {difference}."
