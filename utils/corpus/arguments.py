@@ -85,6 +85,8 @@ def choose_scaling(args: argparse.Namespace, source: Source, spec: FrameSpec = U
     is_misplaced = isinstance(source, PreparedSource) and args.front_end
     if is_misplaced or (for_audio and not isinstance(source, AudioSource)):
         raise InputError("--channel, --resample and --dither are for audio, --front_end also for archives")
+    if args.norm == "none" and args.norm_from:
+        raise InputError("--norm none and --norm_from exclude each other")
     scales = args.norm_from or args.norm not in (None, "none")
     if scales and (before := source.frame_spec.norm) not in (None, "none") and not args.any_frames:
         reason = f"frames of {source} are normalised already (norm {before})"
