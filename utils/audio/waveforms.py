@@ -18,9 +18,11 @@ MAX_SECONDS = 1800  # longer files are no utterances, and a header can claim any
 MAX_SAMPLES = 1 << 28  # over all channels: 1 GiB as float32
 BLOCK_VALUES = 1 << 20  # over all channels: a minute of mono, where a file is read piece by piece
 SILENCE_SAMPLES = 4096  # read at once where the first sample that is not 0 is looked for
+SKIPPED_SAMPLES = 1 << 16  # decoded at once where a file cannot be searched
 LONG_SECONDS = 60  # from here on an utterance is better read piece by piece
 STREAMED_BYTES = 0x7FFFF000  # a file that was written to a pipe claims at least this, not its true size
 UNKNOWN_FRAMES = (1 << 63) - 1  # of a FLAC that was written to a pipe
+INEXACT_SEEKING = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "OPUS")  # their frames need those before them
 TOLERATED_SECONDS = 1  # that a header may promise, or a segment ask for, beyond what is there
 NIST_HEADER_BYTES = 1024
 # What libsndfile's log says of WAV and CAF (data), W64 (riff), RF64 (Riff size), AU (Data Size) and AIFF (SSND).
@@ -94,8 +96,7 @@ def is_silent(path: str | Path, channel: int | None = None, span: Span = WHOLE) 
     """Whether every sample of a file or a part (of one of its channels) is 0; reads to the first that is not."""
     with _open_audio(path) as audio:
         first, left = _find_span(audio, span)
-        if first:
-            audio.seek(first)
+        audio.skip_to(first)
         while left > 0 and len(block := audio.read(min(SILENCE_SAMPLES, left), dtype="float32", always_2d=True)):
             if block[:, channel or 0].any():
                 return False
@@ -104,10 +105,22 @@ def is_silent(path: str | Path, channel: int | None = None, span: Span = WHOLE) 
 
 
 class _AudioFile(soundfile.SoundFile):
-    """An audio file; one of unknown length is read front to back, without seeking, which libsndfile cannot do there."""
+    """An audio file; one of unknown length, or whose samples seeking would change, is only read front to back.
+
+    SoundFile seeks after each reading where it can, so that also blocks in a row would differ from the whole.
+    """
 
     def seekable(self) -> bool:
-        return self.frames != UNKNOWN_FRAMES and super().seekable()
+        is_exact = self.frames != UNKNOWN_FRAMES and self.subtype not in INEXACT_SEEKING
+        return is_exact and super().seekable()
+
+    def skip_to(self, sample: int) -> None:
+        """Move from the first sample to another."""
+        if sample and self.seekable():
+            self.seek(sample)
+            return
+        for start in range(0, sample, SKIPPED_SAMPLES):
+            self.read(min(SKIPPED_SAMPLES, sample - start), dtype="float32")
 
 
 @contextlib.contextmanager
@@ -132,8 +145,7 @@ def _mono_blocks(audio: _AudioFile, channel: int, first: int, samples: int) -> I
     resampler = None
     if audio.samplerate != SAMPLE_RATE:
         resampler = soxr.ResampleStream(audio.samplerate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-    if first:
-        audio.seek(first)
+    audio.skip_to(first)
     read, is_last = 0, False
     while not is_last:
         block = audio.read(min(at_once, samples - read), dtype="float32", always_2d=True)  # (samples, channels)
