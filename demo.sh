@@ -26,6 +26,9 @@ say "Extract: the last layer's hidden states are the features, here of audio, re
 python load_pretrained_model.py --checkpoint "$experiment/demo__epoch_$epochs.model" --data "$sample/audio/dev" \
     --save_dir "$features" --overwrite --load_data_workers 0
 
+say "Extract with the model in pretrained/, which was trained on LibriSpeech"
+python load_pretrained_model.py --data "$sample/audio" --save_dir "$features-pretrained" --overwrite --load_data_workers 0
+
 say "Done"
 first=$(grep -o 'training loss [0-9.]*, validation loss [0-9.]*' "$experiment/demo.log" | head -n 1)
 last=$(grep -o 'training loss [0-9.]*, validation loss [0-9.]*' "$experiment/demo.log" | tail -n 1)
@@ -35,6 +38,6 @@ after epoch $epochs: $last
 
 prepared utterances  $prepared/sample-train, $prepared/sample-dev
 checkpoints, log     $experiment
-features             $features
+features             $features, $features-pretrained
 curves               .venv/bin/tensorboard --logdir $experiment
 EOF

@@ -14,18 +14,25 @@ if _utils is not None and Path(__file__).parent not in Path(getattr(_utils, "__f
 import torch  # noqa: E402
 
 from apc_model import APCModel  # noqa: E402
-from load_pretrained_model import load_pretrained  # noqa: E402
+from load_pretrained_model import BUNDLED, load_pretrained  # noqa: E402
 
 dependencies = ["torch", "numpy"]
 
 
-def apc(checkpoint: str, **options: Any) -> APCModel:
-    """Load an APC model in eval mode; the options are those of `load_pretrained`: device, residual, time_shift."""
+def apc(checkpoint: str | Path = BUNDLED, **options: Any) -> APCModel:
+    """Load an APC model in eval mode, by default the small one in pretrained/.
+
+    The options are those of `load_pretrained`: device, residual, time_shift.
+    """
     return load_pretrained(checkpoint, **options)
 
 
 def apc_upstream(
-    checkpoint: str, front_end: str | None = None, dither: float | None = None, norm: str | None = None, **options: Any
+    checkpoint: str | Path = BUNDLED,
+    front_end: str | None = None,
+    dither: float | None = None,
+    norm: str | None = None,
+    **options: Any,
 ) -> torch.nn.Module:
     """Load an upstream of s3prl's interface, `apc_upstream.Upstream`; other options are those of `load_pretrained`."""
     from apc_upstream import Upstream  # needs kaldi-native-fbank

@@ -26,9 +26,14 @@ from apc_model import APCModel
 from utils.system.errors import run_script
 from utils.training.checkpoints import load_weights, read_checkpoint
 
+BUNDLED = Path(__file__).parent / "pretrained" / "apc-librispeech.safetensors"
+
 
 def load_pretrained(
-    path: str | Path, device: str | torch.device = "cpu", residual: bool | None = None, time_shift: int | None = None
+    path: str | Path = BUNDLED,
+    device: str | torch.device = "cpu",
+    residual: bool | None = None,
+    time_shift: int | None = None,
 ) -> APCModel:
     """Load an APC checkpoint: one of this project, a released one (also of PyTorch 1.0), or one of s3prl.
 
@@ -36,7 +41,8 @@ def load_pretrained(
     one without its prediction layer, and .safetensors of export_model.py are read, too.
 
     Args:
-        path: the checkpoint. Sizes, number of layers, GRU or LSTM and the prenet are read off its weights.
+        path: the checkpoint, by default the small model in pretrained/. Sizes, number of layers, GRU or LSTM and the
+            prenet are read off its weights.
         device: device to load onto.
         residual: whether layers have residual connections. If None, inferred from the file itself (s3prl's,
             safetensors), config.json beside it, or the released file name (`...-res-ts3.pt`).
@@ -104,6 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     from utils.system.memory import reuse_freed_memory
 
     args = parse_arguments(arguments)
+    args.checkpoint = args.checkpoint or BUNDLED
     reuse_freed_memory()
     warnings.filterwarnings("ignore", ".* has no prediction layer")  # the description says so
     model = load_pretrained(args.checkpoint, pick_device(args.device), args.residual, args.time_shift)

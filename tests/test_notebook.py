@@ -20,7 +20,7 @@ def test_it_runs_from_top_to_bottom_without_a_gpu(notebook, tmp_path, monkeypatc
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
-    assert "3 GRU layers of 128" in printed and "feats     (3, 5, 708, 128)" in printed
+    assert "3 GRU layers of 256" in printed and "feats     (3, 5, 708, 256)" in printed
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
     assert len(pictures) == 3
 

@@ -13,7 +13,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     description = "Load a pre-trained APC model, and extract features."
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="The checkpoint: of this project, released, or of s3prl.")
+    checkpoint = "The checkpoint: of this project, released, or of s3prl; by default the small model in pretrained/."
+    add("--checkpoint", help=checkpoint)
     data = (
         "What to extract features from: a prepared directory, a directory of audio, audio files, a Kaldi data "
         "directory, a manifest (.tsv), archives (.blogmel, .ark, .scp), or - for an audio file on standard input; "
