@@ -39,5 +39,5 @@ after epoch $epochs: $last
 prepared utterances  $prepared/sample-train, $prepared/sample-dev
 checkpoints, log     $experiment
 features             $features, $features-pretrained
-curves               .venv/bin/tensorboard --logdir $experiment
+curves               .venv/bin/tensorboard --logdir logs/tensorboard
 EOF

@@ -37,7 +37,7 @@ from utils.training.arguments import MAY_DIFFER, make_config, may_change, parse_
 from utils.training.checkpointing import Checkpointer, Progress
 from utils.training.checkpoints import load_weights, read_checkpoint
 from utils.training.distributed import Ranks
-from utils.training.experiment import Experiment, NullExperiment
+from utils.training.experiment import RUNS_FOLDER, Experiment, NullExperiment
 from utils.training.figures import draw_epoch
 from utils.training.metrics import EpochBar
 from utils.training.objective import Objective
@@ -89,19 +89,28 @@ class Trainer:
             InputError: data are damaged, or a loss is not finite; the last good state is saved.
         """
         self.checkpointer.restore()
-        if self.progress.step == 0:
-            self.checkpointer.save_weights("epoch_0")
-        elif self.progress.batch == 0:
-            self.draw()  # opening the curves has made void what is at their last step
         if self.is_done():
             log.info("nothing is left to do: give more --epochs or --max_steps, or more --patience")
         try:
+            if self.progress.step == 0:
+                self.begin(stop)
+            elif self.progress.batch == 0:
+                self.draw()  # opening the curves has made void what is at their last step
             while not self.is_done():
                 self.train_epoch(stop)
         except (InputError, Stopped) as ending:
             self.checkpointer.save_if_finite()
             ending.args = (f"{ending}; continue with the same command and --resume",)
             raise
+
+    def begin(self, stop: StopRequest) -> None:
+        """Write the weights and the validation loss before training."""
+        self.checkpointer.save_weights("epoch_0")
+        if not self.experiment.curves.state_dict():  # resumed before the first step
+            val_losses = self.validate(stop)
+            self.add_validation_losses(val_losses, {}, 0)
+            log.info("before training: validation loss %.4f", val_losses[""])
+        self.draw()
 
     def train_epoch(self, stop: StopRequest) -> None:
         """Train on the remaining batches of an epoch, validate and save."""
@@ -142,7 +151,7 @@ class Trainer:
             progress.add_loss(loss, targets)
             points = {"loss": loss, "gradient_norm": norm, "learning_rate": learning_rate, "frames_per_second": speed}
         progress.add_batch()
-        self.experiment.curves.add("step", points, progress.step)
+        self.experiment.curves.add("step", points, progress.step, progress.epoch)
 
     def compute_gradients(self, parts: list[Batch], targets: int) -> torch.Tensor:
         """Compute the gradients of the mean loss over all target frames of a batch, given this process's parts of it.
@@ -168,9 +177,8 @@ class Trainer:
         progress, epoch = self.progress, self.progress.epoch
         val_losses = self.validate(stop)
         val_loss, train_loss = val_losses[""], progress.mean_loss
-        points = {"train_loss": train_loss, "val_loss": val_loss}
-        by_split = {f"val_loss/{split}": loss for split, loss in val_losses.items() if split and len(val_losses) > 2}
-        self.experiment.curves.add("epoch", points | by_split, progress.step)
+        results = {"train_loss": train_loss, "best_val_loss": min(val_loss, progress.best_val_loss)}
+        by_split = self.add_validation_losses(val_losses, results, epoch)
         self.draw()
         if progress.end_epoch(val_loss, lowers_rate=self.args.lr_schedule == "plateau"):
             self.checkpointer.save_weights("best")
@@ -181,6 +189,16 @@ class Trainer:
             log.info("epoch %d: %s", epoch, ", ".join(f"{curve} {loss:.4f}" for curve, loss in by_split.items()))
         if progress.is_out_of_patience(self.args.patience):
             log.info("no better validation loss since epoch %d: stopped by --patience", progress.best_epoch)
+
+    def add_validation_losses(
+        self, val_losses: dict[str, float], results: dict[str, float], epoch: int
+    ) -> dict[str, float]:
+        """Add an epoch's validation losses and other results to the curves; returns the losses of several splits."""
+        curves, step = self.experiment.curves, self.progress.step
+        by_split = {f"val_loss/{split}": loss for split, loss in val_losses.items() if split and len(val_losses) > 2}
+        curves.add("epoch", {"val_loss": val_losses[""]} | results | by_split, step, epoch)
+        curves.add("step", {"val_loss": val_losses[""]}, step, epoch)
+        return by_split
 
     def validate(self, stop: StopRequest) -> dict[str, float]:
         """The validation loss of each split by name, and of all of them under the name ''."""
@@ -230,7 +248,7 @@ def describe(trainer: Trainer) -> None:
     precision = describe_precision(args.precision, device)
     processes = f"{size} process{'es' if size > 1 else ''} on {device}"
     log.info("%d parameters%s, %s, %s", sum(p.numel() for p in trainer.model.parameters()), start, precision, processes)
-    log.info("curves: tensorboard --logdir %s", trainer.experiment.path)
+    log.info("curves: tensorboard --logdir %s", trainer.experiment.path.parent / RUNS_FOLDER)
 
 
 def main() -> None:

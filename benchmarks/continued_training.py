@@ -91,7 +91,7 @@ def train(args: argparse.Namespace, work: Path, name: str, speakers: list[str], 
     command = [part for option, value in arguments.items() for part in (f"--{option}", str(value))]
     run("train_apc.py", *command, *splits[0], *splits[1], "--rnn_residual", "--bucketing", "--overwrite", *init)
     events = EventAccumulator(str(work / f"logs/{name}.dir/{name}.tb_log")).Reload()
-    return [event.value for event in events.Scalars("epoch/val_loss")]
+    return [event.value for event in events.Scalars("epoch/val_loss")][1:]  # without that before training
 
 
 def run(script: str, *arguments: str) -> None:

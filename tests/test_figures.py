@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_prepared
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 from training_runs import MEL, SEQ
 from training_runs import train as run_training
 
@@ -12,7 +14,7 @@ import train_apc
 from apc_model import APCModel
 from datasets import LibriSpeech
 from utils import RNNConfig
-from utils.training.figures import draw_epoch
+from utils.training.figures import draw_epoch, prediction_figure
 
 OPTIONS = (
     f"--feature_dim {MEL} --rnn_hidden_size 8 --rnn_num_layers 2 --rnn_dropout 0.5 --batch_size 4 "
@@ -35,33 +37,36 @@ def train(monkeypatch, name):
     return f"logs/{name}.dir"
 
 
-def test_every_epoch_shows_predictions_errors_by_mel_bin_and_features_by_layer(workplace, monkeypatch):
+def test_the_start_and_every_epoch_show_predictions_errors_by_mel_bin_and_features(workplace, monkeypatch):
     events = EventAccumulator(f"{train(monkeypatch, 'drawn')}/drawn.tb_log", size_guidance={"images": 0}).Reload()
     pictures = events.Tags()["images"]
-    assert pictures == ["prediction/spk0-0000", "prediction/spk1-0001"]  # the same ones each epoch
-    assert [event.step for event in events.Images(pictures[0])] == [2, 4]
-    first = events.Images(pictures[0])[0]
-    assert (first.width, first.height) == (2 * (30 - 2), 2 * (2 * MEL + 4))
-    assert events.Tags()["histograms"] == ["epoch/l1_by_mel_bin", "features/layer_0", "features/layer_1"]
+    assert pictures == [
+        "prediction/spk0-0000",
+        "prediction/spk1-0001",
+        "epoch/l1_by_mel_bin",
+    ]
+    assert [event.step for event in events.Images(pictures[0])] == [0, 2, 4]
+    assert events.Tags()["histograms"] == ["features/layer_0", "features/layer_1"]
     assert events.Histograms("features/layer_1")[0].histogram_value.num == (30 + 12 + 9 + 21) * 8  # true frames only
 
 
-def test_the_height_of_a_bar_is_the_error_of_its_mel_bin(workplace):
-    class Writer:
-        """Keeps what it is given."""
+def test_the_prediction_is_drawn_over_seconds_in_the_place_of_what_it_predicts():
+    log_mel, predicted = torch.randn(30, MEL), torch.randn(30, MEL)
+    figure = prediction_figure(log_mel, predicted, time_shift=3)
+    panels = [axes for axes in figure.axes if axes.images]
+    titles = ["log Mel", "predicted 30 ms ahead", "difference (predicted - log Mel)"]
+    assert [axes.get_title() for axes in panels] == titles
+    assert len(figure.axes) == 6 and panels[-1].get_xlabel() == "time (s)"  # each panel has a colour bar
+    assert panels[0].images[0].get_extent() == [0, 0.3, 0, MEL]
+    shown = [axes.images[0].get_array() for axes in panels]  # each (mel_dim, frames)
+    assert np.array_equal(shown[0], log_mel.T) and np.array_equal(shown[1][:, 3:], predicted[:27].T)
+    assert shown[1][:, :3].mask.all() and np.allclose(shown[2][:, 3:], (predicted[:27] - log_mel[3:]).T)
 
-        log_dir = "curves"
 
-        def add_image(self, *_):
-            """Not looked at."""
-
-        add_histogram = add_image
-
-        def add_histogram_raw(self, tag, **content):
-            """The bars."""
-            self.bars = content["bucket_counts"]
-
-    dataset, writer = LibriSpeech("data/dev", longer_than=2), Writer()
+def test_the_error_of_a_mel_bin_is_the_mean_over_the_frames_of_four_utterances(workplace, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("utils.training.figures._error_figure", lambda errors: drawn.append(errors) or Figure())
+    dataset, writer = LibriSpeech("data/dev", longer_than=2), SummaryWriter("curves")
     model = APCModel(MEL, None, RNNConfig(MEL, 8, 2, 0.0, True))
     draw_epoch(writer, model, dataset, time_shift=2, step=1)
     errors = []
@@ -70,7 +75,7 @@ def test_the_height_of_a_bar_is_the_error_of_its_mel_bin(workplace):
         with torch.no_grad():
             predicted, _ = model(x[None, :length], [length])
         errors.append((predicted[0, : length - 2] - x[2:length]).abs())
-    assert writer.bars == pytest.approx(torch.cat(errors).mean(0).tolist(), rel=1e-5)
+    torch.testing.assert_close(drawn[0], torch.cat(errors).mean(0))
 
 
 def test_weights_are_the_same_bits_with_and_without_figures(workplace, monkeypatch):
@@ -85,10 +90,10 @@ def test_a_figure_that_cannot_be_drawn_is_a_warning(workplace, monkeypatch):
     def fail(*_):
         raise MemoryError("no room for a picture")
 
-    monkeypatch.setattr("utils.training.figures._picture", fail)
+    monkeypatch.setattr("utils.training.figures.prediction_figure", fail)
     directory = train(monkeypatch, "drawn")
     log = (workplace / directory / "drawn.log").read_text()
-    assert "no figures of step 2: no room for a picture" in log and "done: 4 steps" in log
+    assert "no figures of step 0: no room for a picture" in log and "done: 4 steps" in log
 
 
 def test_nothing_random_is_drawn_and_the_model_stays_in_its_mode(workplace):

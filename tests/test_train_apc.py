@@ -12,6 +12,9 @@ import pytest
 import torch
 from conftest import make_prepared
 from plain_apc import PlainAPC, plain_loss
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from training_runs import MEL, SEQ, SMALL, TOO_LARGE, curves, made, stop_at, train, weights
 
 import train_apc
@@ -71,10 +74,35 @@ def test_an_experiment_holds_what_others_read(workplace, monkeypatch):
     assert config["learning_rate"] == 1e-2 and config["rnn_hidden_size"] == 8
     found = curves(directory)
     assert [step for step, _ in found["step/loss"]] == list(range(1, 13))  # 12 usable utterances of more than 2 frames
-    steps, epochs = ("loss", "gradient_norm", "learning_rate"), ("train_loss", "val_loss")
+    steps = ("loss", "gradient_norm", "learning_rate", "val_loss")
+    epochs = ("train_loss", "val_loss", "best_val_loss")
     assert set(found) == {*(f"step/{curve}" for curve in steps), *(f"epoch/{curve}" for curve in epochs)}
+    assert [epoch for epoch, _ in found["epoch/val_loss"]] == [0, 1, 2, 3]  # from before training on
+    assert [epoch for epoch, _ in found["epoch/train_loss"]] == [1, 2, 3]
+    assert [step for step, _ in found["step/val_loss"]] == [0, 4, 8, 12]
+    assert found["epoch/best_val_loss"][-1][1] == min(loss for _, loss in found["epoch/val_loss"][1:])
     assert found["epoch/train_loss"][-1][1] < found["epoch/train_loss"][0][1]
     assert "2 skipped (of 2 frames or fewer)" in (directory / "foo.log").read_text()
+
+
+def test_tensorboard_names_runs_by_experiment_and_shows_losses_in_one_chart_and_settings(workplace, monkeypatch):
+    for name in ("one", "two"):
+        train(monkeypatch, "--experiment_name", name, "--epochs", 1)
+    assert {path.name for path in Path("logs/tensorboard").iterdir()} == {"one", "two"}
+    events = EventAccumulator("logs/tensorboard/one").Reload()
+    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    assert ["epoch/train_loss", "epoch/val_loss"] in [list(chart.multiline.tag) for chart in layout.category[0].chart]
+    plugin = [
+        events.SummaryMetadata(f"_hparams_/{part}").plugin_data.content for part in ("experiment", "session_start_info")
+    ]
+    experiment, session = (HParamsPluginData.FromString(content) for content in plugin)
+    settings = session.session_start_info.hparams
+    assert settings["batch_size"].number_value == 4 and settings["rnn_type"].string_value == "gru"
+    assert settings["train_split"].string_value == "train" and "epochs" not in settings
+    metrics = {info.name.tag for info in experiment.experiment.metric_infos}
+    assert metrics == {"epoch/train_loss", "epoch/val_loss", "epoch/best_val_loss"} <= set(events.Tags()["scalars"])
+    train(monkeypatch, "--experiment_name", "one", "--epochs", 1, "--overwrite")
+    assert len(EventAccumulator("logs/tensorboard/one").Reload().Tensors("custom_scalars__config__")) == 1
 
 
 @pytest.mark.parametrize("loss", ["padded", "masked"])

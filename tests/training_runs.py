@@ -37,7 +37,9 @@ def curves(experiment):
     """{curve: [(step, value)]} as TensorBoard shows them; speed aside, which no two runs share."""
     events = EventAccumulator(str(next(experiment.glob("*.tb_log"))), size_guidance={"scalars": 0}).Reload()
     names = [name for name in events.Tags()["scalars"] if not name.endswith("frames_per_second")]
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+    found = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+    # an epoch's points may be there twice, the same ones, where a kill came between them and a save
+    return {name: sorted(set(points)) if name.startswith("epoch/") else points for name, points in found.items()}
 
 
 def weights(experiment):

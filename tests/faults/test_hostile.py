@@ -133,10 +133,10 @@ def test_links_in_an_experiment_never_lead_a_write_outside_it(tmp_path):
         path.symlink_to(treasure)
         try:
             with Experiment(tmp_path, "foo", {}, resume=True) as experiment:
-                experiment.curves.open(1)
+                experiment.curves.open(1, 0)
                 model = small_model()
                 parts = Progress(step=1), model, torch.optim.SGD(model.parameters()), torch.amp.GradScaler("cpu")
-                checkpointer = Checkpointer(experiment, Ranks("cpu"), SaveInterval("10m"), *parts)
+                checkpointer = Checkpointer(experiment, Ranks("cpu"), SaveInterval("10m"), None, *parts)
                 checkpointer.save_weights("epoch_0")
                 checkpointer.save()
         except (InputError, OSError):

@@ -203,7 +203,7 @@ class Checkpointer:
                 raise self.ranks.exit_together(error) from error
             log.info("epoch %d, batch %d, step %d", self.progress.epoch, self.progress.batch, self.progress.step)
         self._last_step = self.progress.step
-        self.experiment.curves.open(self.progress.step)
+        self.experiment.curves.open(self.progress.step, self.progress.epoch - 1)
 
     def _has_finite_weights(self) -> bool:
         return all(parameter.isfinite().all() for parameter in self.model.parameters())

@@ -4,6 +4,7 @@ logs/<name>.dir/
     config.json             every option, and what is needed to rebuild the model
     <name>.log              what was printed
     <name>.tb_log/          TensorBoard
+logs/tensorboard/<name>     a link to it: the run's name in tensorboard --logdir logs/tensorboard
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.system.errors import InputError, describe_changes, one_line
+from utils.system.errors import InputError, brief, describe_changes, one_line
 from utils.system.files import (
     check_name,
     lock_directory,
@@ -30,6 +31,8 @@ from utils.system.files import (
     write_json,
 )
 from utils.training.metrics import Curves
+
+RUNS_FOLDER = "tensorboard"  # of links, one a run
 
 log = logging.getLogger("apc")
 
@@ -62,7 +65,8 @@ class Experiment:
         self.name = check_name(name, "--experiment_name", "name")
         self.path = Path(store_path) / f"{name}.dir"
         self.config_path, self.log_path = self.path / "config.json", self.path / f"{name}.log"
-        self.curves = Curves(self.path / f"{name}.tb_log")
+        shown = {key: value for key, value in config.items() if key not in may_change | {"experiment_name"}}
+        self.curves = Curves(self.path / f"{name}.tb_log", _plain(shown))
         self._config, self._resume, self._overwrite, self._may_change = config, resume, overwrite, may_change
         self._stack = contextlib.ExitStack()
 
@@ -72,6 +76,7 @@ class Experiment:
             remove_leftovers(self.path)
             if self._overwrite:
                 self._empty()
+            self._link_curves()
             write_json(self.config_path, self._config)
             self._start_log(stack)
             stack.callback(setattr, threading, "excepthook", threading.excepthook)
@@ -113,6 +118,13 @@ class Experiment:
         if others:
             log.warning("%s also holds other files, which are kept: %s", self.path, one_line(", ".join(others), 200))
 
+    def _link_curves(self) -> None:
+        """Link the curves to where TensorBoard names runs after experiments, if the file system has links."""
+        link = self.path.parent / RUNS_FOLDER / self.name
+        with contextlib.suppress(OSError):
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(Path("..") / self.path.name / self.curves.path.name)
+
     def _start_log(self, stack: contextlib.ExitStack) -> None:
         """Send the log to the terminal and to <name>.log."""
         logging.raiseExceptions = False  # a full disk must not print a traceback for every line of the log
@@ -137,6 +149,19 @@ def _print_unless_os_error(failed: threading.ExceptHookArgs) -> None:
     """Print no traceback of a thread for a full disk: TensorBoard passes that error on to its caller."""
     if not issubclass(failed.exc_type, OSError):
         threading.__excepthook__(failed)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, str | float]:
+    """The settings of a configuration as TensorBoard shows them, text and numbers."""
+    plain: dict[str, str | float] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            plain |= {name: part for name, part in value.items() if isinstance(part, str | int | float)}
+        elif type(value) in (int, float):
+            plain[key] = value
+        elif value is not None:
+            plain[key] = brief(" ".join(value) if isinstance(value, list) else value)
+    return plain
 
 
 class NullExperiment(Experiment):

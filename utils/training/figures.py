@@ -1,7 +1,7 @@
-"""TensorBoard's figures of a model after each epoch, from a few fixed validation utterances.
+"""TensorBoard's figures of a model before training and after each epoch, from a few fixed validation utterances.
 
-    prediction/<utterance>   true log Mel above, and below it what was predicted n frames before
-    epoch/l1_by_mel_bin      the L1 error by mel bin: a bin of the histogram is a mel bin
+    prediction/<utterance>   true log Mel, what was predicted n frames before, and the difference
+    epoch/l1_by_mel_bin      the L1 error by mel bin
     features/layer_i         histograms of each layer's hidden states
 
 Nothing here draws from a random generator or changes the model, and no error but that of a full disk ends a training.
@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.audio.frames import FRAMES_PER_SECOND, SHIFT_MS
 from utils.system.errors import one_line
 from utils.system.files import naming_file
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from datasets import LibriSpeech
 
 PICTURES = 2  # utterances that are drawn
 UTTERANCES = 4  # that errors and histograms are of
 MAX_FRAMES = 400  # of an utterance: 4 s
-GAP = 4  # rows between true and predicted
-PIXELS = 2  # a mel bin's height and a frame's width
-LIMITS = (0.01, 0.99)  # quantiles of the true log Mel that are drawn black and white
+LIMITS = (0.01, 0.99)  # quantiles of the true log Mel at the ends of the colour bar
 
 log = logging.getLogger("apc")
 
@@ -67,29 +68,66 @@ def _draw(writer: SummaryWriter, model: torch.nn.Module, val_set: "LibriSpeech",
     inputs = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)  # (count, longest, mel_dim)
     predicted, feats = model.forward(inputs.to(next(model.parameters()).device), lengths)
     predicted, feats = predicted.float().cpu(), feats.float().cpu()
-    pairs = [(x[time_shift:], y[: n - time_shift]) for x, y, n in zip(inputs, predicted, lengths, strict=True)]
-    pairs = [(x[: len(y)], y) for x, y in pairs]  # each (frames - n, mel_dim), true and predicted
-    for index, (true, of_frame) in list(zip(indices, pairs, strict=True))[:PICTURES]:
-        writer.add_image(f"prediction/{val_set.utterance(index)}", _picture(true, of_frame), step)
-    errors = torch.cat([(true - of_frame).abs() for true, of_frame in pairs]).mean(0)  # (mel_dim,)
-    _add_bars(writer, "epoch/l1_by_mel_bin", errors.numpy(), step)
+    for index, true, of_frame in list(zip(indices, frames, predicted, strict=True))[:PICTURES]:
+        _add_figure(
+            writer, f"prediction/{val_set.utterance(index)}", prediction_figure(true, of_frame, time_shift), step
+        )
+    errors = [
+        (x[time_shift:] - y[: len(x) - time_shift]).abs() for x, y in zip(frames, predicted, strict=True)
+    ]  # each (frames - n, mel_dim)
+    _add_figure(writer, "epoch/l1_by_mel_bin", _error_figure(torch.cat(errors).mean(0)), step)
     is_true = torch.arange(inputs.size(1)) < torch.tensor(lengths)[:, None]  # (count, longest)
     for layer, of_layer in enumerate(feats):
         writer.add_histogram(f"features/layer_{layer}", of_layer[is_true], step)
 
 
-def _picture(true: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-    """Two (frames, mel_dim) as one picture, (1, height, width) in [0, 1], low frequencies below."""
-    low, high = (true.quantile(limit).item() for limit in LIMITS)
-    rows = [((x - low) / max(high - low, 1e-6)).clamp(0, 1).T.flip(0) for x in (true, predicted)]  # (mel_dim, frames)
-    picture = torch.cat([rows[0], torch.ones(GAP, len(true)), rows[1]])
-    return picture.repeat_interleave(PIXELS, 0).repeat_interleave(PIXELS, 1)[None]
+def prediction_figure(log_mel: torch.Tensor, predicted: torch.Tensor, time_shift: int, title: str = "") -> "Figure":
+    """Draw log Mel, what was predicted of it, and the difference, over seconds and mel bins.
+
+    Args:
+        log_mel: (frames, mel_dim).
+        predicted: (at least frames - n, mel_dim), at t the prediction of frame t + n.
+        time_shift: n, in frames.
+        title: added to that of log Mel.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5.6), layout="constrained")
+    unknown = torch.full((time_shift, log_mel.size(1)), float("nan"))  # the first frames, which nothing predicts
+    predicted = torch.cat([unknown, predicted[: len(log_mel) - time_shift]])
+    low, high = (log_mel.quantile(limit).item() for limit in LIMITS)
+    difference = predicted - log_mel
+    most = difference.abs().nanquantile(LIMITS[1]).item()
+    panels = (
+        (f"log Mel{f' of {title}' if title else ''}", log_mel, "magma", low, high),
+        (f"predicted {time_shift * SHIFT_MS} ms ahead", predicted, "magma", low, high),
+        ("difference (predicted - log Mel)", difference, "RdBu_r", -most, most),
+    )
+    extent = (0, len(log_mel) / FRAMES_PER_SECOND, 0, log_mel.size(1))
+    for axes, (name, frames, colours, least, greatest) in zip(figure.subplots(3, 1, sharex=True), panels, strict=True):
+        style = {"origin": "lower", "aspect": "auto", "extent": extent, "cmap": colours, "interpolation": "nearest"}
+        image = axes.imshow(frames.T.numpy(), vmin=least, vmax=greatest, **style)
+        axes.set_title(name, fontsize=10)
+        axes.set_ylabel("mel bin")
+        figure.colorbar(image, ax=axes)
+    axes.set_xlabel("time (s)")
+    return figure
 
 
-def _add_bars(writer: SummaryWriter, tag: str, values: np.ndarray, step: int) -> None:
-    """A histogram whose bin i is as high as values[i]."""
-    edges = np.arange(1.0, len(values) + 1)
-    num = float(len(values))
-    totals = {"num": num, "sum": float(values.sum()), "sum_squares": float(np.square(values).sum())}
-    bars = {"bucket_limits": edges.tolist(), "bucket_counts": values.tolist()}
-    writer.add_histogram_raw(tag, min=0.0, max=num, **totals, **bars, global_step=step)
+def _error_figure(errors: torch.Tensor) -> "Figure":
+    """Draw the L1 error of each mel bin, (mel_dim,)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.stairs(errors.numpy(), np.arange(len(errors) + 1), color="#0072B2")
+    axes.set(xlabel="mel bin", ylabel="L1 error", xlim=(0, len(errors)), ylim=(0, None), title="error by mel bin")
+    return figure
+
+
+def _add_figure(writer: SummaryWriter, tag: str, figure: "Figure", step: int) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")

@@ -3,16 +3,25 @@
 import logging
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from utils.system.files import naming_file
 
 LINE_EVERY_S = 60  # between lines on progress where there is no terminal for a bar
+LOSSES = {  # TensorBoard's custom scalars: training and validation in one chart
+    "loss": {
+        "by epoch": ["Multiline", ["epoch/train_loss", "epoch/val_loss"]],
+        "by step": ["Multiline", ["step/loss", "step/val_loss"]],
+    }
+}
+RESULTS = ("epoch/train_loss", "epoch/val_loss", "epoch/best_val_loss")  # metrics of HPARAMS: the last values
 EVENTS = re.compile(r"(events\.out\.tfevents\.)(\d+)(\..*)")  # the name of a file of TensorBoard's, with its time
 
 log = logging.getLogger("apc")
@@ -25,10 +34,13 @@ def check_numbers(values: dict[str, Any], name: str) -> None:
 
 
 class Curves:
-    """TensorBoard's curves in a directory (None writes nothing). Their state is the points of the last step."""
+    """TensorBoard's curves in a directory (None writes nothing). Their state is the points of the last step.
 
-    def __init__(self, path: Path | None) -> None:
-        self.path, self.writer = path, None
+    Those of the group 'epoch' are drawn over epochs, all others over steps. `settings` are shown in HPARAMS.
+    """
+
+    def __init__(self, path: Path | None, settings: Mapping[str, str | float] | None = None) -> None:
+        self.path, self.writer, self._settings = path, None, settings or {}
         self._step, self._points = 0, {}
 
     def state_dict(self) -> dict[str, float]:
@@ -40,8 +52,8 @@ class Curves:
         check_numbers(state, "points")
         self._points = dict(state)
 
-    def open(self, step: int) -> None:
-        """Start or continue the curves after a step.
+    def open(self, step: int, epoch: int) -> None:
+        """Start or continue the curves after a step, and after this many epochs.
 
         What an interrupted run has written of that step and later ones is void, and that step's points are written as
         they were saved: an epoch's points share its last step, and may have been written after the state was saved.
@@ -50,16 +62,18 @@ class Curves:
             return
         self._rename_files_before(int(time.time()))
         self._step, self.writer = step, SummaryWriter(str(self.path), purge_step=step)
-        self._write(self._points)
+        if step == 0:
+            self._describe()
+        self._write(self._points, epoch)
 
-    def add(self, group: str, points: dict[str, float], step: int) -> None:
+    def add(self, group: str, points: dict[str, float], step: int, epoch: int) -> None:
         """Add points of a step to the curves of a group."""
         if step != self._step:
             self._step, self._points = step, {}
         points = {f"{group}/{curve}": value for curve, value in points.items()}
         self._points |= points
         if self.writer is not None:
-            self._write(points)
+            self._write(points, epoch)
 
     def flush(self) -> None:
         """Write all points to the disk."""
@@ -77,10 +91,18 @@ class Curves:
         found = self.path.iterdir() if self.path.is_dir() else ()
         return sorted(path for path in found if EVENTS.fullmatch(path.name))
 
-    def _write(self, points: dict[str, float]) -> None:
+    def _write(self, points: dict[str, float], epoch: int) -> None:
         with naming_file(self.path):
             for curve, value in points.items():
-                self.writer.add_scalar(curve, value, self._step)
+                self.writer.add_scalar(curve, value, epoch if curve.startswith("epoch/") else self._step)
+
+    def _describe(self) -> None:
+        """Say which curves share a chart, what was set, and which curves are results."""
+        with naming_file(self.path):
+            self.writer.add_custom_scalars(LOSSES)
+            experiment, session, _ = hparams(dict(self._settings), dict.fromkeys(RESULTS, 0.0))
+            for summary in (experiment, session):
+                self.writer.file_writer.add_summary(summary, 0)
 
     def _rename_files_before(self, now: int) -> None:
         """Rename files of a clock that was ahead: TensorBoard reads files in the order of the times in their names."""
