@@ -9,6 +9,7 @@ import torch
 from training_runs import MEL, SEQ
 
 from utils.corpus.prepared import save_lengths, save_tensor
+from utils.training import figures
 
 
 def make_prepared(directory: Path, lengths: list[int], max_seq_len: int = 40, mel_dim: int = 6, seed: int = 0) -> Path:
@@ -30,6 +31,13 @@ def make_splits(directory: Path) -> Path:
     make_prepared(directory / "train", lengths, SEQ, MEL)
     make_prepared(directory / "dev", [30, 12, 4, 9, 21], SEQ, MEL, seed=1)
     return directory
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch, request):
+    """Trainings of a second draw no pictures, each of which takes a tenth of it; tests of figures do."""
+    if request.module.__name__ != "test_figures":
+        monkeypatch.setattr(figures, "PICTURES", 0)
 
 
 @pytest.fixture

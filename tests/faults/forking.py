@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 
 from utils.system.errors import run_script
+from utils.training import figures
 
 NAMES = ("prepare_data", "train_apc", "load_pretrained_model")
 FILE_OPERATIONS = frozenset(
@@ -87,6 +88,7 @@ def become(request: dict, output: int, errors: int, shared: mmap.mmap) -> None:
     os.environ.update(request["environment"])
     sys.argv = [f"{request['script']}.py", *request["arguments"]]
     main = importlib.import_module(request["script"]).main
+    figures.PICTURES, figures._add_figure = 0, lambda *_: None  # most moments would be matplotlib's
     if request["fault"]:
         arm(request["fault"], shared)
     run_script(main)
