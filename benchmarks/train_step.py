@@ -78,6 +78,7 @@ def main() -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark alone."""
     parser.add_argument(
         "--plain_budget",
         type=float,

@@ -38,7 +38,7 @@ def matmul_library() -> str:
     fastest = ONEDNN if str(cpu.get("cpu_name")).startswith("AMD") and cpu.get("avx512_f") else MKL
     if (forced or fastest) == MKL:
         return MKL
-    if _computes(OneDNNProducts(), torch.float32):
+    if _computes(OneDNNProducts()):
         return ONEDNN
     if forced:
         raise InputError(f"{VARIABLE} is {forced}, but this PyTorch cannot compute its products; unset it")
@@ -49,7 +49,7 @@ def matmul_library() -> str:
 def has_bf16_products() -> bool:
     """Whether this CPU multiplies in bfloat16, and PyTorch has the operator."""
     cpu = _capabilities()
-    return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16")) and _computes(BF16Products(), torch.bfloat16)
+    return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16")) and _computes(BF16Products())
 
 
 def choose_products(dtype: torch.dtype, bf16: bool = False) -> "Products":
@@ -67,11 +67,11 @@ def _capabilities() -> dict[str, object]:
     return get_capabilities() if get_capabilities else {}
 
 
-def _computes(products: "Products", dtype: torch.dtype) -> bool:
+def _computes(products: "Products") -> bool:
     """Whether products are what torch.mm says they are, on a small example."""
     x, weight = torch.arange(6.0).view(3, 2), torch.arange(8.0).view(4, 2)  # exact in bfloat16
     try:
-        result = products.multiply(x.to(dtype), products.prepare(weight))
+        result = products.multiply(products.operand(x), products.prepare(weight))
     except (AttributeError, RuntimeError):
         return False
     return torch.equal(result, x @ weight.t())
