@@ -41,6 +41,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--hidden_size", type=int, default=512, help="Hidden size of each of three layers.")
     add("--batch_size", type=int, default=32, help="Utterances in a batch.")
     add("--learning_rate", default="1e-4", help="Adam's learning rate.")
+    add("--lr_schedule", default="constant", help="The learning rate's schedule; with cosine, --epochs cannot change.")
+    add("--precision", default="fp32", help="Precision of matrix products in training.")
     add("--loss", choices=("padded", "masked"), default="padded", help="The loss to train with.")
     return parser.parse_args(arguments)
 
@@ -56,7 +58,8 @@ def train(args: argparse.Namespace, prepared: Path, time_shift: int) -> Path:
     name, store = f"ts{time_shift}", args.save_dir / "models"
     settings = {"librispeech_path": prepared, "train_split": "train", "val_split": "test", "store_path": store}
     settings |= {"experiment_name": name, "rnn_hidden_size": args.hidden_size, "time_shift": time_shift}
-    settings |= {key: getattr(args, key) for key in ("epochs", "batch_size", "learning_rate", "loss")}
+    same = "epochs", "batch_size", "learning_rate", "lr_schedule", "precision", "loss"
+    settings |= {key: getattr(args, key) for key in same}
     command = [sys.executable, str(ROOT / "train_apc.py"), "--rnn_residual", "--resume"]
     if subprocess.run([*command, *(f"--{key}={value}" for key, value in settings.items())]).returncode:
         raise InputError("train_apc.py failed; the same command continues")
