@@ -1,0 +1,157 @@
+"""Try recipes of training APC for equal time, and rank them by the frame error of linear classifiers on dev.
+
+    python downstream/search_recipe.py --data mboshi --label_shift 65 --minutes 4 --save_dir logs/search
+    python downstream/search_recipe.py --data mboshi --label_shift 65 --minutes 12 --save_dir logs/search12 \
+        --recipes "lr_schedule=cosine" "lr_schedule=cosine rnn_hidden_size=512"
+
+A recipe is a line of options of train_apc.py (flags with the value on) and of norm and front_end of the frames; what it
+does not name is as in BASE. Unless it names its epochs, it is trained for as many as take --minutes of one core's time:
+the time of the first epoch tells how many. Times are of the CPU, so that other jobs favour none. An interrupted search
+continues with the same command.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
+
+import argparse
+import re
+import resource
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from downstream.probing.arguments import add_perceptron_options, make_parser, probe_options
+from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus
+from downstream.probing.phones import classify_phones
+from downstream.probing.splits import DEV
+from downstream.probing.study import LINEAR
+from downstream.probing.training import checkpoint_path, train
+from load_pretrained_model import load_pretrained
+from utils.audio.front_ends import DEFAULT_FRONT_END
+from utils.features.check import prediction_errors
+from utils.system.arguments import positive_float
+from utils.system.device import pick_device
+from utils.system.errors import run_script
+from utils.system.files import lock_directory, read_json, write_json
+
+BASE = {
+    "rnn_hidden_size": "256",
+    "rnn_num_layers": "3",
+    "batch_size": "8",
+    "learning_rate": "1e-3",
+    "time_shift": "3",
+    "precision": "bf16",
+}
+FRAMES = {"front_end": DEFAULT_FRONT_END, "norm": DEFAULT_NORM}  # of the base
+GOOD = "lr_schedule=cosine bucketing=on"
+RECIPES = (
+    "",
+    GOOD,
+    f"{GOOD} learning_rate=2e-3",
+    f"{GOOD} batch_size=16 learning_rate=2e-3",
+    f"{GOOD} rnn_dropout=0.2",
+    f"{GOOD} time_shift=5",
+    f"{GOOD} rnn_hidden_size=512",
+    f"{GOOD} rnn_hidden_size=512 rnn_num_layers=2",
+    f"{GOOD} rnn_num_layers=4",
+    f"{GOOD} rnn_type=lstm",
+    f"{GOOD} norm=speaker",
+    f"{GOOD} front_end=kaldi-hires",
+    f"{GOOD} loss=padded",
+)
+COLUMNS = "recipe", "epochs", "L1 on dev / repeating a frame", "layer", "frame error on dev (%)"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--minutes", type=positive_float, default=10.0, help="Train each recipe for this much time of one core.")
+    help = "What to try: lines such as 'rnn_dropout=0.2 norm=speaker' (default: those of the published table)."
+    add("--recipes", nargs="+", default=list(RECIPES), metavar="RECIPE", help=help)
+    add_perceptron_options(parser)
+    parser.set_defaults(checkpoint=None, save_dir=Path("logs/search"))
+    args = parser.parse_args(arguments)
+    for recipe in args.recipes:
+        if not all("=" in setting for setting in recipe.split()):
+            parser.error(f"--recipes: {recipe!r} is not a line of NAME=VALUE")
+    return args
+
+
+def corpus_of(args: argparse.Namespace, recipe: dict[str, str]) -> Corpus:
+    """The corpus with a recipe's frames, prepared once for each kind of frames."""
+    frames = {name: recipe.get(name, default) for name, default in FRAMES.items()}
+    directory = args.save_dir / "-".join(frames.values())
+    return load_corpus(argparse.Namespace(**vars(args) | frames | {"save_dir": directory}))
+
+
+def epochs_within(minutes: float, arguments: list[str]) -> int:
+    """How many epochs take so much time of one core, by the first: the time of two trainings, of none and of one."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as store:
+        for epochs in (0, 1):
+            start = resource.getrusage(resource.RUSAGE_CHILDREN)
+            train(Path(store), "timing", epochs, arguments)
+            end = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
+    return max(1, round(60 * minutes / (seconds[1] - seconds[0])))
+
+
+def try_recipe(args: argparse.Namespace, line: str, path: Path) -> dict[str, Any]:
+    """Train a recipe and classify phones on dev from each layer. A result is kept in a file."""
+    if path.exists():
+        return read_json(path)
+    recipe = dict(setting.split("=", 1) for setting in line.split())
+    corpus, device = corpus_of(args, recipe), pick_device(args.device)
+    settings = BASE | {name: value for name, value in recipe.items() if name not in FRAMES}
+    settings |= {"librispeech_path": corpus.prepared, "train_split": "train", "val_split": "dev", "seed": args.seed}
+    settings |= {"load_data_workers": 0, "device": args.device, "keep": 1}
+    epochs = settings.pop("epochs", None)
+    options = [
+        "--rnn_residual",
+        *(f"--{name}" if value == "on" else f"--{name}={value}" for name, value in settings.items()),
+    ]
+    epochs_path, store = path.with_suffix(".epochs"), args.save_dir / "models"
+    if not epochs_path.exists():
+        write_json(epochs_path, {"epochs": int(epochs or epochs_within(args.minutes, options))})
+    epochs = read_json(epochs_path)["epochs"]
+    train(store, path.stem, epochs, options)
+    model = load_pretrained(checkpoint_path(store, path.stem, epochs), device)
+    layers = range(model.num_feats)
+    features = corpus.hidden_states(model, device, layers)
+    settings = LINEAR, args.seed, probe_options(args), device
+    errors = [classify_phones(corpus, features[layer], *settings)["dev_error"] for layer in layers]
+    utterances = corpus.sets[DEV].log_mel
+    l1 = prediction_errors(model, [utterances[index].numpy() for index in range(len(utterances))])
+    result = {"recipe": line, "epochs": epochs, "minutes": args.minutes, "ratio": l1.ratio, "dev_errors": errors}
+    write_json(path, result)
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """The results as lines of a Markdown table, the lowest error first."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    for result in sorted(results, key=lambda result: min(result["dev_errors"])):
+        error = min(result["dev_errors"])
+        cells = [result["recipe"] or "the base", str(result["epochs"]), f"{result['ratio']:.3f}"]
+        lines.append(f"| {' | '.join([*cells, str(result['dev_errors'].index(error)), f'{100 * error:.2f}'])} |")
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Try what is not tried yet, and print a table."""
+    args = parse_arguments(arguments)
+    with lock_directory(args.save_dir, "another run of search_recipe.py"):
+        results = []
+        for line in args.recipes:
+            name = re.sub(r"[^\w.-]+", "-", line) or "base"
+            results.append(try_recipe(args, line, args.save_dir / f"{name}-{args.minutes:g}min-seed{args.seed}.json"))
+            print(*table(results), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)
