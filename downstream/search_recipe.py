@@ -95,7 +95,7 @@ def epochs_within(minutes: float, arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as store:
         for epochs in (0, 1):
             start = resource.getrusage(resource.RUSAGE_CHILDREN)
-            train(Path(store), "timing", epochs, arguments)
+            train(Path(store), f"timing{epochs}", epochs, arguments)
             end = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
     return max(1, round(60 * minutes / (seconds[1] - seconds[0])))
