@@ -14,9 +14,9 @@ from pathlib import Path
 from utils.audio.frames import frames_to_hours
 from utils.corpus.arguments import add_source_options, archives_of, audio_options, choose_scaling
 from utils.corpus.audio_tree import find_audio
-from utils.corpus.find_source import find_source
+from utils.corpus.find_source import find_archives, find_source
 from utils.corpus.preparation import PrepareOptions, Summary, prepare
-from utils.corpus.sources import ArchiveSource, PreparedSource, Source, closing_lines
+from utils.corpus.sources import PreparedSource, Source, closing_lines
 from utils.kaldi.read_archives import archive_path
 from utils.system.arguments import HelpFormatter, count, positive
 from utils.system.errors import InputError, run_script
@@ -55,7 +55,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def open_source(args: argparse.Namespace) -> Source:
     """The utterances to prepare. Raises InputError where there are none, or they are prepared already."""
     if args.librispeech_from_kaldi:
-        return ArchiveSource(args.librispeech_from_kaldi, front_end=archives_of(args))
+        return find_archives(args.librispeech_from_kaldi, archives_of(args))
     if args.librispeech_audio:
         if not args.librispeech_audio.is_dir():
             raise InputError(f"{args.librispeech_audio} is not a directory")

@@ -1,7 +1,7 @@
 """Train APC on a small corpus, compare its features with baselines by probes, and report.
 
     python downstream/run_all.py --data mboshi --save_dir logs/mboshi        about an hour on two cores
-    python downstream/run_all.py --data librispeech_data/sample --quick      about a minute; only to see that it runs
+    python downstream/run_all.py --data librispeech_data/sample --quick      under a minute; only to see that it runs
 
 The corpus: DIR/audio/{train,dev,test}/<speaker>/*.flac and DIR/phones.ctm. The probes are phone classifiers for every
 frame, speaker verification and speaker identification. They read log Mel; log Mel with its neighbours; every layer of
@@ -69,7 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, "Train each probe with this many seeds.")
     add = parser.add_argument
-    add("--quick", action="store_true", help="Small models, little training: see that it runs, in about a minute.")
+    add("--quick", action="store_true", help="Small models, little training: see that it runs, in under a minute.")
     help = "Train a model for each of these time shifts, in frames."
     add("--time_shifts", type=positive, nargs="+", default=[1, 3, 5, 10], metavar="N", help=help)
     add("--epochs", type=positive, default=20, help="Number of epochs of training each model.")

@@ -284,6 +284,12 @@ def test_paths_that_are_the_same_with_dashes_are_refused(tmp_path):
     assert "are both utterance a-b-c" in refusal(tmp_path / "a", tmp_path / "out")
 
 
+def test_a_listed_file_that_is_missing_is_named_once(data, tmp_path):
+    (data / "wav.scp").write_text(f"ann-1 {tmp_path}/gone.wav\n")
+    told = refusal(data, tmp_path / "out", "--norm", "global")
+    assert told.startswith(f"{tmp_path}/gone.wav: utterance ann-1: does not exist") and told.count("gone") == 1
+
+
 def test_a_few_files_and_patterns(tree, tmp_path, monkeypatch):
     files = sorted(tree.rglob("*.wav"))
     found = find_source(files[:2])
@@ -305,8 +311,14 @@ def test_kinds_are_not_mixed(tree, data, tmp_path):
     for paths in ([tree, data], [tree, tmp_path / "f.ark"], [data, data]):
         with pytest.raises(InputError, match="give one directory, audio files, or archives only"):
             find_source(paths)
-    with pytest.raises(InputError, match=r"wav\.scp is a list of audio: give the data directory"):
+    with pytest.raises(InputError, match=r"wav\.scp is a list of audio: give its directory: --data .*data$"):
         find_source([data / "wav.scp"])
+    for path, told in (
+        (data / "wav.scp", "is a list of audio: give its directory: --data"),
+        (tree, "give it to --data"),
+    ):
+        with pytest.raises(InputError, match=told):
+            prepare(path, tmp_path / "out", option="--librispeech_from_kaldi")
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC"])
@@ -316,6 +328,20 @@ def test_audio_on_standard_input_is_read(tmp_path, monkeypatch, form):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
         out = run("-", tmp_path / "out", "--norm", "none", "--dither", 0)
     assert load_lengths(out) == {"stdin": 48}
+
+
+def test_standard_input_is_named_in_errors_and_is_its_own_speaker(tmp_path, monkeypatch, capsys):
+    stereo = tmp_path / "a.wav"
+    soundfile.write(stereo, np.stack([samples(), samples()], 1), RATE)
+    for more in ((), ("--channel", 0)):
+        with stereo.open("rb") as file:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+            if more:
+                run("-", tmp_path / "out", "--norm", "speaker", *more)
+            else:
+                told = refusal("-", tmp_path / "out", "--norm", "speaker")
+    assert told.startswith("standard input: utterance stdin: 2 channels") and "/stdin-" not in told
+    assert "of little use: stdin" in capsys.readouterr().out
 
 
 def test_a_flac_of_unknown_length_is_read_and_listed(tmp_path):

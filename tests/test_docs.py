@@ -121,6 +121,10 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_the_readme_says_how_much_is_downloaded():
+    assert "train-clean-360 is an archive of 23 GB" in README.read_text(encoding="utf-8")
+
+
 def test_the_readme_leads_from_archives_to_features(elsewhere, monkeypatch):
     archives, train, extract = blocks(README, "sh")[2:]
     small = " --epochs 1 --rnn_hidden_size 8 --batch_size 2 --load_data_workers 0"

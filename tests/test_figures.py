@@ -1,5 +1,7 @@
 """Facts about what TensorBoard shows of each epoch: it is there, and training does not feel it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,10 @@ def test_the_start_and_every_epoch_show_predictions_errors_by_mel_bin_and_featur
     ]
     assert [event.step for event in events.Images(pictures[0])] == [0, 2, 4]
     assert events.Tags()["histograms"] == ["features/layer_0", "features/layer_1"]
+    page = (Path(__file__).parent.parent / "docs/training.md").read_text(encoding="utf-8")
+    assert all(
+        f"`{tag}" in page for tag in ("prediction/", "epoch/l1_by_mel_bin", "features/layer_", "step/", "epoch/")
+    )
     assert events.Histograms("features/layer_1")[0].histogram_value.num == (30 + 12 + 9 + 21) * 8  # true frames only
 
 

@@ -88,6 +88,11 @@ def test_sets_may_be_data_directories_and_manifests_that_say_who_speaks(audio, t
     (data / "train" / "utt2spk").unlink()
     with pytest.raises(InputError, match="train has no utt2spk"):
         find_splits(data)
+    (data / "train" / "wav.scp").rename(data / "train" / "feats.scp")
+    with pytest.raises(
+        InputError, match=r"train holds features, but probes compute theirs of audio: give it a wav\.scp"
+    ):
+        find_splits(data)
 
 
 def test_a_missing_set_is_named(tmp_path):

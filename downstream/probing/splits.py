@@ -97,7 +97,9 @@ def _set_path(data: Path, name: str) -> Path:
 def _find_set(path: Path, options: AudioOptions) -> AudioSource:
     source = find_source([path], options)
     if not isinstance(source, AudioSource):
-        raise InputError(f"{path} holds no audio, which the probes read")
+        raise InputError(
+            f"{path} holds features, but probes compute theirs of audio: give it a wav.scp, or audio files"
+        )
     return source
 
 

@@ -14,7 +14,7 @@ from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd
 from utils.corpus.frame_spec import FrameSpec
 from utils.corpus.sources import Source
 from utils.corpus.speakers import FROM_IDS, Speakers
-from utils.corpus.utterance import Utterance
+from utils.corpus.utterance import Utterance, UtteranceError
 from utils.system.errors import InputError, one_line
 from utils.system.files import check_utterance_id
 
@@ -57,6 +57,7 @@ class Entry(NamedTuple):
         name: the file's path in what was given, which the id is made from; or None where `id` is given.
         stamp: what changes when the file does.
         size: its share of the progress, in bytes.
+        is_piped: the file is a copy of what came by a pipe, which `place` names.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class Entry(NamedTuple):
     id: str = ""
     span: Span = WHOLE
     channel: int | None = None
+    is_piped: bool = False
 
     @classmethod
     def of_file(cls, path: Path, place: str, name: Path | None = None, utterance: str = "") -> "Entry":
@@ -97,8 +99,11 @@ class AudioUtterance(Utterance):
     """An audio file or a part of one; reading it computes its log-Mel frames.
 
     Attributes:
+        path: the file to read; `location` is what people know it by.
         stamp: identifies the utterance and its samples, without reading them.
     """
+
+    path: str
 
     channel: int | None = None
     resample: bool = False
@@ -106,32 +111,35 @@ class AudioUtterance(Utterance):
     span: Span = WHOLE
     stamp: str = ""
 
+    def error(self, reason: object, location: str = "") -> UtteranceError:
+        return super().error(reason, self.location if location == self.path else location)
+
     # The libraries that read audio are imported where audio is read.
 
     def long_frames(self) -> int | None:
         from utils.audio.waveforms import long_frames
 
-        return long_frames(self.location, self.span)
+        return long_frames(self.path, self.span)
 
     def _read(self) -> np.ndarray:
         from utils.audio import log_mel, waveforms
 
-        waveform = waveforms.read_waveform(self.location, self.channel, self.resample, self.span)
+        waveform = waveforms.read_waveform(self.path, self.channel, self.resample, self.span)
         return log_mel.log_mel(waveform, front_end=self.front_end, seed=self.id)
 
     def _read_blocks(self) -> Iterator[np.ndarray]:
         from utils.audio import log_mel, waveforms
 
         online = log_mel.OnlineLogMel(self.front_end, self.id)
-        for samples in waveforms.waveform_blocks(self.location, self.channel, self.resample, span=self.span):
+        for samples in waveforms.waveform_blocks(self.path, self.channel, self.resample, span=self.span):
             yield online.accept(samples)
 
     def _remark(self) -> str | None:
         from utils.audio.waveforms import describe_length, is_silent
 
-        if remark := describe_length(self.location, self.span):
+        if remark := describe_length(self.path, self.span):
             return remark
-        return "digital silence: every sample is 0" if is_silent(self.location, self.channel, self.span) else None
+        return "digital silence: every sample is 0" if is_silent(self.path, self.channel, self.span) else None
 
 
 @dataclass(frozen=True)
@@ -226,7 +234,8 @@ def _make_utterance(utterance: str, entry: Entry, options: AudioOptions) -> Audi
         facts.append(f"{entry.span.start} {entry.span.end} {entry.channel}")
     return AudioUtterance(
         id=utterance,
-        location=str(entry.path),
+        location=entry.place if entry.is_piped else str(entry.path),
+        path=str(entry.path),
         size=entry.size,
         channel=options.channel if entry.channel is None else entry.channel,
         resample=options.resample,

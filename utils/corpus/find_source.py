@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from utils.audio.front_ends import FrontEnd
 from utils.corpus.audio_source import CONVERTIBLE_SUFFIXES, DEFAULT_OPTIONS, AudioOptions, AudioSource, Entry
 from utils.corpus.audio_tree import AUDIO_SUFFIXES, find_audio
 from utils.corpus.data_directory import WAV, is_data_directory, read_data_directory
@@ -15,11 +16,12 @@ from utils.corpus.manifest import MANIFEST_SUFFIX, read_manifest
 from utils.corpus.output_directory import MADE_FROM_FILE
 from utils.corpus.prepared import LENGTHS_FILE
 from utils.corpus.sources import ArchiveSource, PreparedSource, Source
+from utils.corpus.speakers import Speakers
 from utils.kaldi.read_archives import archive_path, check_no_command
 from utils.system.errors import InputError
 from utils.system.reading import exists
 
-STANDARD_INPUT = "-"
+STANDARD_INPUT, STDIN_ID = "-", "stdin"
 BLOCK_BYTES = 1 << 20
 
 
@@ -50,6 +52,14 @@ def find_source(paths: list[Path], options: AudioOptions = DEFAULT_OPTIONS) -> S
     return read_data_directory(path, options) if kind == "data directory" else read_manifest(path, options)
 
 
+def find_archives(paths: list[Path], front_end: FrontEnd | None) -> ArchiveSource:
+    """The source that archives are, made by a front end that may be unknown. Raises InputError for anything else."""
+    for path in paths:
+        if _kind(path) != "archive":
+            raise InputError(f"{path} is not an archive of features; give it to --data")
+    return ArchiveSource(paths, front_end=front_end)
+
+
 def _kind(path: Path) -> str:
     """What a path names, by what is there."""
     if path.is_dir():
@@ -57,7 +67,7 @@ def _kind(path: Path) -> str:
         name = next((name for name in made if (path / name).exists()), None)
         return made[name] if name else "data directory" if is_data_directory(path) else "tree"
     if archive_path(path)[0].name == WAV:
-        raise InputError(f"{path} is a list of audio: give the data directory, {archive_path(path)[0].parent}")
+        raise InputError(f"{path} is a list of audio: give its directory: --data {archive_path(path)[0].parent}")
     if path.suffix.lower() in (*AUDIO_SUFFIXES, *CONVERTIBLE_SUFFIXES):
         return "audio"
     return "manifest" if path.suffix.lower() == MANIFEST_SUFFIX else "archive"
@@ -78,7 +88,7 @@ def _expand(paths: list[Path]) -> list[Path]:
 
 
 def read_standard_input(options: AudioOptions) -> AudioSource:
-    """The audio file on standard input, kept in a temporary file while this process runs; its id is `stdin`."""
+    """The audio file on standard input, kept in a temporary file while this process runs; id and speaker: `stdin`."""
     if sys.stdin.isatty():
         raise InputError("standard input is a terminal: pipe an audio file into it")
     descriptor, name = tempfile.mkstemp(prefix="stdin-")
@@ -89,5 +99,5 @@ def read_standard_input(options: AudioOptions) -> AudioSource:
             file.write(block)
             digest.update(block)
         size = file.tell()
-    entry = Entry(Path(name), "standard input", None, digest.hexdigest(), size, "stdin")
-    return AudioSource.of([entry], options)
+    entry = Entry(Path(name), "standard input", None, digest.hexdigest(), size, STDIN_ID, is_piped=True)
+    return AudioSource.of([entry], options, Speakers(of_utterance={STDIN_ID: STDIN_ID}))

@@ -123,12 +123,14 @@ class Normalizer:
         per_speaker = f"per speaker ({len(self.statistics)} speakers, by {self.speakers_from})"
         others = {"global": "over the whole corpus", "utterance": "per utterance", "none": "not at all"}
         text = others.get(scope(self.mode), per_speaker) + (", the mean only" if self.mode.endswith(MEAN_ONLY) else "")
-        if self.few_frames:
-            first = one_line(next(iter(self.few_frames)), 80)
-            text += f"; {len(self.few_frames)} with less than a second of sound, so of little use: {first}, ..."
-        if self.constant_bins:
-            first = one_line(next(iter(self.constant_bins)), 80)
-            text += f"; {len(self.constant_bins)} with bins of zero variance, which become 0: {first}, ..."
+        remarks = {
+            "with less than a second of sound, so of little use": self.few_frames,
+            "with bins of zero variance, which become 0": self.constant_bins,
+        }
+        for remark, speakers in remarks.items():
+            if speakers:
+                first = one_line(next(iter(speakers)), 80) + (", ..." if len(speakers) > 1 else "")
+                text += f"; {len(speakers)} {remark}: {first}"
         return text
 
     def digest(self) -> str:

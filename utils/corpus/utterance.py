@@ -52,7 +52,9 @@ class Utterance(ABC):
 
     def error(self, reason: object, location: str = "") -> UtteranceError:
         """An error about this utterance."""
-        return UtteranceError(f"utterance {one_line(self.id, 80)}: {reason}", location or self.location)
+        place = location or self.location
+        what = str(reason).removeprefix(f"{place} ")  # is named once
+        return UtteranceError(f"utterance {one_line(self.id, 80)}: {what}", place)
 
     def rejected(self, reason: object, is_read: bool = False) -> "BadUtterance":
         """What this utterance becomes where something is wrong with it; if it is read, its own error comes first."""
