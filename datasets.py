@@ -7,6 +7,7 @@ with BatchReader(num_workers=2) as reader:
         batch.inputs, batch.lengths  # (batch, longest, mel_dim), (batch,)
 """
 
+import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,12 @@ from torch.utils.data import Dataset
 from utils.audio.frames import frames_to_hours
 from utils.corpus.batch_order import BatchOrder
 from utils.corpus.batch_reader import Batch, BatchReader, read_utterance
-from utils.corpus.frame_spec import FrameSpec, common
+from utils.corpus.frame_spec import UNKNOWN, FrameSpec, common, refuse_mixture
 from utils.corpus.prepared import TENSOR_SUFFIX, list_utterances, load_tensor
 from utils.system.errors import InputError
 from utils.system.reading import read_bytes
 
-__all__ = ["Batch", "BatchOrder", "BatchReader", "LibriSpeech", "draw", "find_split", "load_split"]
+__all__ = ["Batch", "BatchOrder", "BatchReader", "LibriSpeech", "Sets", "draw", "find_split", "load_sets"]
 ORIGIN_FILES = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
 
 
@@ -170,22 +171,29 @@ def find_split(root: str | Path, name: str) -> Path:
     return root / fitting[0]
 
 
-def load_split(
-    root: str | Path, names: Sequence[str], mel_dim: int, time_shift: int, fraction: float = 1.0, seed: int = 0
-) -> LibriSpeech:
-    """The directories of a split as one set, without the utterances too short to train on.
+Sets = tuple[LibriSpeech, LibriSpeech]  # to train and to validate on
+
+
+def load_sets(args: argparse.Namespace, start: FrameSpec = UNKNOWN) -> Sets:
+    """The sets that the options of train_apc.py name, without the utterances too short for its time shift.
 
     Args:
-        root: the directory that holds prepared directories.
-        names: their names, or what only theirs start with.
-        mel_dim: the size that frames must have.
-        time_shift: n, in frames; utterances of n frames or fewer are skipped.
-        fraction, seed: how much of it to take, and the seed that draws it.
+        args: the options.
+        start: the frames of the model that training starts from.
 
     Raises:
-        InputError: a directory is not there or not whole, or its frames have another size.
+        InputError: a directory is not there or not whole, its frames have another size than the model's, or frames
+            were made in different ways.
     """
-    dataset = LibriSpeech([find_split(root, name) for name in names], time_shift, fraction, seed)
-    if dataset.mel_dim != mel_dim:
-        raise InputError(f"{dataset.paths[0]} has frames of {dataset.mel_dim} but --feature_dim is {mel_dim}")
-    return dataset
+    root, time_shift = args.librispeech_path, args.time_shift
+    train_paths = [find_split(root, name) for name in args.train_split]
+    train_set = LibriSpeech(train_paths, time_shift, args.train_fraction, args.seed)
+    val_set = LibriSpeech([find_split(root, name) for name in args.val_split], time_shift)
+    for dataset in (train_set, val_set):
+        if dataset.mel_dim != args.feature_dim:
+            sizes = f"frames of {dataset.mel_dim} but --feature_dim is {args.feature_dim}"
+            raise InputError(f"{dataset.paths[0]} has {sizes}")
+    specs = train_set.frame_specs | val_set.frame_specs | ({} if start.is_assumed else {args.init_from: start})
+    if not args.any_frames:
+        refuse_mixture(specs, "--any_frames trains on both")
+    return train_set, val_set

@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 from apc_model import APCModel
-from datasets import BatchOrder, BatchReader, LibriSpeech, load_split
+from datasets import BatchOrder, BatchReader, Sets, load_sets
 from utils import PrenetConfig, RNNConfig
 from utils.corpus.batch_reader import Batch, Share
-from utils.corpus.frame_spec import refuse_mixture
+from utils.corpus.frame_spec import UNKNOWN
 from utils.rnn.precision import describe_precision
 from utils.system.errors import InputError, Stopped, run_script
 from utils.system.memory import reuse_freed_memory
@@ -37,14 +37,13 @@ from utils.training.arguments import MAY_DIFFER, make_config, may_change, parse_
 from utils.training.checkpointing import Checkpointer, Progress
 from utils.training.checkpoints import load_weights, read_checkpoint
 from utils.training.distributed import Ranks
-from utils.training.experiment import RUNS_FOLDER, Experiment, NullExperiment
+from utils.training.experiment import Experiment, NullExperiment
 from utils.training.figures import draw_epoch
 from utils.training.metrics import EpochBar
 from utils.training.objective import Objective
 from utils.training.optimization import LearningRate, NonfiniteGuard, make_optimizer, seed_step
-from utils.training.validation import validation_losses
+from utils.training.validation import ALL_SPLITS, validation_losses
 
-Sets = tuple[LibriSpeech, LibriSpeech]  # to train and to validate on
 log = logging.getLogger("apc")
 
 
@@ -70,8 +69,7 @@ class Trainer:
         self.model.time_shift, self.model.frame_spec = args.time_shift, self.train_set.frame_spec
         self.model.to(self.device)
         self.objective = Objective(self.model, args.time_shift, args.loss, args.precision)
-        nothing = torch.zeros(0, 0, self.model.mel_dim, device=self.device), torch.zeros(0, dtype=torch.int64), 0
-        self.parallel = ranks.parallel(self.objective, *nothing)
+        self.parallel = ranks.parallel(self.objective)
         self.optimizer = make_optimizer(args.optimizer, self.model.parameters(), args.learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.precision == "fp16")
         self.order = BatchOrder(self.train_set.lengths, args.batch_size, args.seed, args.bucketing)
@@ -89,14 +87,14 @@ class Trainer:
             InputError: data are damaged, or a loss is not finite; the last good state is saved.
         """
         self.checkpointer.restore()
-        if self.is_done():
+        if self.progress.is_done(self.args):
             log.info("nothing is left to do: give more --epochs or --max_steps, or more --patience")
         try:
             if self.progress.step == 0:
                 self.begin(stop)
             elif self.progress.batch == 0:
                 self.draw()  # opening the curves has made void what is at their last step
-            while not self.is_done():
+            while not self.progress.is_done(self.args):
                 self.train_epoch(stop)
         except (InputError, Stopped) as ending:
             self.checkpointer.save_if_finite()
@@ -108,8 +106,8 @@ class Trainer:
         self.checkpointer.save_weights("epoch_0")
         if not self.experiment.curves.state_dict():  # resumed before the first step
             val_losses = self.validate(stop)
-            self.add_validation_losses(val_losses, {}, 0)
-            log.info("before training: validation loss %.4f", val_losses[""])
+            self.experiment.curves.add_validation(val_losses, {}, 0, 0)
+            log.info("before training: validation loss %.4f", val_losses[ALL_SPLITS])
         self.draw()
 
     def train_epoch(self, stop: StopRequest) -> None:
@@ -176,9 +174,9 @@ class Trainer:
         """Validate, log and write the epoch's weights."""
         progress, epoch = self.progress, self.progress.epoch
         val_losses = self.validate(stop)
-        val_loss, train_loss = val_losses[""], progress.mean_loss
+        val_loss, train_loss = val_losses[ALL_SPLITS], progress.mean_loss
         results = {"train_loss": train_loss, "best_val_loss": min(val_loss, progress.best_val_loss)}
-        by_split = self.add_validation_losses(val_losses, results, epoch)
+        by_split = self.experiment.curves.add_validation(val_losses, results, progress.step, epoch)
         self.draw()
         if progress.end_epoch(val_loss, lowers_rate=self.args.lr_schedule == "plateau"):
             self.checkpointer.save_weights("best")
@@ -190,28 +188,14 @@ class Trainer:
         if progress.is_out_of_patience(self.args.patience):
             log.info("no better validation loss since epoch %d: stopped by --patience", progress.best_epoch)
 
-    def add_validation_losses(
-        self, val_losses: dict[str, float], results: dict[str, float], epoch: int
-    ) -> dict[str, float]:
-        """Add an epoch's validation losses and other results to the curves; returns the losses of several splits."""
-        curves, step = self.experiment.curves, self.progress.step
-        by_split = {f"val_loss/{split}": loss for split, loss in val_losses.items() if split and len(val_losses) > 2}
-        curves.add("epoch", {"val_loss": val_losses[""]} | results | by_split, step, epoch)
-        curves.add("step", {"val_loss": val_losses[""]}, step, epoch)
-        return by_split
-
     def validate(self, stop: StopRequest) -> dict[str, float]:
-        """The validation loss of each split by name, and of all of them under the name ''."""
+        """The validation loss of each split by name, and of ALL_SPLITS."""
         return validation_losses(self.objective, self.val_set, self.reader, self.ranks, stop)
 
     def draw(self) -> None:
         """Draw what the model predicts."""
         writer = self.experiment.curves.writer
         draw_epoch(writer, self.model, self.val_set, self.args.time_shift, self.progress.step)
-
-    def is_done(self) -> bool:
-        """Whether every epoch, --max_steps or --patience is reached and the weights are written."""
-        return self.progress.is_done(self.args.epochs, self.args.max_steps, self.args.patience)
 
 
 def build_model(args: argparse.Namespace) -> APCModel:
@@ -224,20 +208,6 @@ def build_model(args: argparse.Namespace) -> APCModel:
     return APCModel(mel_dim, prenet, RNNConfig(*sizes, args.rnn_dropout, args.rnn_residual, args.rnn_type))
 
 
-def load_sets(args: argparse.Namespace) -> Sets:
-    """The training and the validation set. Raises InputError where their frames were made in different ways."""
-    root, mel_dim, time_shift = args.librispeech_path, args.feature_dim, args.time_shift
-    train_set = load_split(root, args.train_split, mel_dim, time_shift, args.train_fraction, args.seed)
-    val_set = load_split(root, args.val_split, mel_dim, time_shift)
-    if not args.any_frames:
-        specs = train_set.frame_specs | val_set.frame_specs
-        if args.init_from:
-            start = read_checkpoint(args.init_from, args.rnn_residual).frame_spec
-            specs |= {} if start.is_assumed else {args.init_from: start}
-        refuse_mixture(specs, "--any_frames trains on both")
-    return train_set, val_set
-
-
 def describe(trainer: Trainer) -> None:
     """Log what trains, on what."""
     args, size, device = trainer.args, trainer.ranks.size, trainer.device
@@ -248,7 +218,6 @@ def describe(trainer: Trainer) -> None:
     precision = describe_precision(args.precision, device)
     processes = f"{size} process{'es' if size > 1 else ''} on {device}"
     log.info("%d parameters%s, %s, %s", sum(p.numel() for p in trainer.model.parameters()), start, precision, processes)
-    log.info("curves: tensorboard --logdir %s", trainer.experiment.path.parent / RUNS_FOLDER)
 
 
 def main() -> None:
@@ -259,7 +228,8 @@ def main() -> None:
         build_model(args)  # options that do not fit together are refused before anything is written
     # The reader first: its workers are forked, and the ranks have threads
     with BatchReader(args.load_data_workers) as reader, Ranks(args.device) as ranks:
-        sets = ranks.run_on_all(load_sets, args)
+        start = read_checkpoint(args.init_from, args.rnn_residual).frame_spec if args.init_from else UNKNOWN
+        sets = ranks.run_on_all(load_sets, args, start)
         config = make_config(args, sets, ranks.size)
         ranks.check_same_config({key: value for key, value in config.items() if key not in MAY_DIFFER})
         experiment = NullExperiment()

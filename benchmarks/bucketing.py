@@ -33,7 +33,7 @@ class Timed(train_apc.Trainer):
         """Validate with the clock stopped."""
         self.seconds += time.perf_counter() - self.started
         losses = super().validate(stop)
-        self.history.append((self.seconds, losses[""]))
+        self.history.append((self.seconds, losses[train_apc.ALL_SPLITS]))
         self.started = time.perf_counter()
         return losses
 

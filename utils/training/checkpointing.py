@@ -9,6 +9,7 @@ No random generator is saved: the order of the data depends on the seed and the 
 the step and the process alone.
 """
 
+import argparse
 import logging
 import math
 import re
@@ -92,11 +93,11 @@ class Progress:
         """Whether --patience epochs have passed without a better validation loss."""
         return patience is not None and self.batch == 0 and self.epoch - 1 - self.best_epoch >= patience
 
-    def is_done(self, epochs: int, max_steps: int | None, patience: int | None) -> bool:
-        """Whether training is over, and its weights are written."""
+    def is_done(self, args: argparse.Namespace) -> bool:
+        """Whether --epochs, --max_steps or --patience is reached, and the weights are written."""
         is_closed = self.batch == 0 or self.closed_at == self.step
-        is_out_of_steps = is_closed and max_steps is not None and self.step >= max_steps
-        return self.epoch > epochs or is_out_of_steps or self.is_out_of_patience(patience)
+        is_out_of_steps = is_closed and args.max_steps is not None and self.step >= args.max_steps
+        return self.epoch > args.epochs or is_out_of_steps or self.is_out_of_patience(args.patience)
 
     def end_epoch(self, val_loss: float, lowers_rate: bool) -> bool:
         """Begin the next epoch, with a lower rate after a plateau; returns whether this one's loss is the best."""

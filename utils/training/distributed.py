@@ -18,6 +18,7 @@ from utils.openmp import PARENT_PID
 from utils.system.device import pick_device
 from utils.system.errors import EXIT_SIGNAL_BASE, EXIT_USER_ERROR, InputError, Stopped, describe_changes, one_line
 from utils.system.signals import StopRequest, watch_launcher
+from utils.training.objective import Objective
 
 LAUNCHER_S = 10  # seconds in which torchrun passes on a signal that the processes may have received themselves
 
@@ -170,17 +171,17 @@ class Ranks:
         changes = describe_changes(self.from_first(config), config, template=template)
         self.raise_if_any_failed(InputError(f"process {self.rank} differs: {changes}") if changes else None)
 
-    def parallel(self, module: nn.Module, *empty_batch: object) -> nn.Module:
-        """A module whose gradients are the mean over ranks once backward is done.
+    def parallel(self, objective: Objective) -> nn.Module:
+        """The objective, its gradients being the mean over ranks once backward is done.
 
         DistributedDataParallel lays the gradients out anew after its first backward pass, and so adds them up in
         another order. That pass is done here, on an empty batch: a resumed run then adds as an uninterrupted one does.
         """
         if self.size == 1:
-            return module
-        parallel = DistributedDataParallel(module)
+            return objective
+        parallel = DistributedDataParallel(objective)
         for _ in range(2):  # it does so at the start of the second
-            parallel(*empty_batch).backward()
+            parallel(*objective.empty_batch()).backward()
         parallel.zero_grad(set_to_none=True)
         return parallel
 

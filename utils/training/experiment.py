@@ -82,6 +82,7 @@ class Experiment:
             stack.callback(setattr, threading, "excepthook", threading.excepthook)
             threading.excepthook = _print_unless_os_error
             stack.callback(self.curves.close)
+            log.info("curves: tensorboard --logdir %s", self.path.parent / RUNS_FOLDER)
             self._stack = stack.pop_all()
         return self
 

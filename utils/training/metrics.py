@@ -13,6 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from utils.system.files import naming_file
+from utils.training.validation import ALL_SPLITS
 
 LINE_EVERY_S = 60  # between lines on progress where there is no terminal for a bar
 LOSSES = {  # TensorBoard's custom scalars: training and validation in one chart
@@ -74,6 +75,17 @@ class Curves:
         self._points |= points
         if self.writer is not None:
             self._write(points, epoch)
+
+    def add_validation(
+        self, val_losses: dict[str, float], results: dict[str, float], step: int, epoch: int
+    ) -> dict[str, float]:
+        """Add the losses of `validation_losses`, and an epoch's other results; returns the losses of several splits."""
+        val_loss = {"val_loss": val_losses[ALL_SPLITS]}
+        by_split = {f"val_loss/{split}": loss for split, loss in val_losses.items() if split != ALL_SPLITS}
+        by_split = by_split if len(by_split) > 1 else {}
+        self.add("epoch", val_loss | results | by_split, step, epoch)
+        self.add("step", val_loss, step, epoch)
+        return by_split
 
     def flush(self) -> None:
         """Write all points to the disk."""

@@ -88,6 +88,11 @@ class Objective(nn.Module):
         with autocast(inputs.device, self.precision):
             return apc_loss(self.model, inputs, lengths, self.time_shift, self.loss, max_seq_len)
 
+    def empty_batch(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """The arguments of `forward` for no utterance."""
+        device = next(self.model.parameters()).device
+        return torch.zeros(0, 0, self.model.mel_dim, device=device), torch.zeros(0, dtype=torch.int64), 0
+
     def count(self, lengths: torch.Tensor, max_seq_len: int) -> int:
         """`count_targets`."""
         return count_targets(lengths, self.time_shift, self.loss, max_seq_len)

@@ -15,6 +15,7 @@ from utils.training.objective import Objective
 if TYPE_CHECKING:
     from datasets import LibriSpeech
 
+ALL_SPLITS = ""  # in place of a split's name
 VALIDATION_FRAMES = 100_000  # padded frames in a validation batch: no gradients, so far more than in training
 
 
@@ -22,7 +23,7 @@ VALIDATION_FRAMES = 100_000  # padded frames in a validation batch: no gradients
 def validation_losses(
     objective: Objective, val_set: "LibriSpeech", reader: BatchReader, ranks: Ranks, stop: StopRequest
 ) -> dict[str, float]:
-    """The mean loss over each split, by its name, and over all of them, under the name ''.
+    """The mean loss over each split, by its name, and over ALL_SPLITS.
 
     Each process takes its share in the largest batches that fit; a signal to any of them ends all.
 
@@ -44,7 +45,7 @@ def validation_losses(
         message = f"the validation loss is {sums[:, 0].sum().item()}: numbers in the data or weights are too large"
         raise ranks.exit_together(InputError(message))
     totals = torch.cat([sums, sums.sum(0, keepdim=True)])
-    return dict(zip([*val_set.splits(), ""], (totals[:, 0] / totals[:, 1]).tolist(), strict=True))
+    return dict(zip([*val_set.splits(), ALL_SPLITS], (totals[:, 0] / totals[:, 1]).tolist(), strict=True))
 
 
 def _sums_in_largest_batches(
