@@ -47,20 +47,21 @@ BASE = {
     "precision": "bf16",
 }
 FRAMES = {"front_end": DEFAULT_FRONT_END, "norm": DEFAULT_NORM}  # of the base
-GOOD = "lr_schedule=cosine bucketing=on"
+PACE = "lr_schedule=cosine bucketing=on"
+GOOD = f"{PACE} learning_rate=2e-3"
 RECIPES = (
     "",
+    PACE,
     GOOD,
-    f"{GOOD} learning_rate=2e-3",
-    f"{GOOD} batch_size=16 learning_rate=2e-3",
-    f"{GOOD} rnn_dropout=0.2",
-    f"{GOOD} time_shift=5",
-    f"{GOOD} rnn_hidden_size=512",
-    f"{GOOD} rnn_hidden_size=512 rnn_num_layers=2",
-    f"{GOOD} rnn_num_layers=4",
-    f"{GOOD} rnn_type=lstm",
+    f"{PACE} batch_size=16 learning_rate=2e-3",
+    f"{PACE} learning_rate=4e-3",
     f"{GOOD} norm=speaker",
+    f"{GOOD} time_shift=5",
+    f"{GOOD} rnn_hidden_size=512 rnn_num_layers=2",
+    f"{GOOD} rnn_type=lstm",
     f"{GOOD} front_end=kaldi-hires",
+    f"{GOOD} rnn_num_layers=4",
+    f"{GOOD} rnn_dropout=0.2",
     f"{GOOD} loss=padded",
 )
 COLUMNS = "recipe", "epochs", "L1 on dev / repeating a frame", "layer", "frame error on dev (%)"
