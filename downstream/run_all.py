@@ -39,6 +39,7 @@ from downstream.probing.arguments import (
     add_perceptron_options,
     add_recognition_options,
     add_silence_option,
+    add_training_options,
     make_parser,
     probe_options,
     recognition_options,
@@ -53,7 +54,7 @@ from downstream.probing.training import checkpoint_path, train
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.audio.front_ends import DEFAULT_FRONT_END
-from utils.system.arguments import positive, positive_float
+from utils.system.arguments import positive
 from utils.system.device import pick_device
 from utils.system.errors import InputError, describe_changes, run_script
 from utils.system.files import lock_directory, read_json, refuse_other_files, remove_leftovers, write_json
@@ -61,8 +62,9 @@ from utils.system.files import lock_directory, read_json, refuse_other_files, re
 CONFIG_FILE = "config.json"
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers"}
 MAY_CHANGE |= {"on_error", "quick", "any_frames", "fractions", "speaker_data"}
+RECIPE = "rnn_type", "rnn_dropout", "learning_rate", "lr_schedule", "batch_size", "loss", "precision"  # of train_apc.py
 QUICK = {"time_shifts": [1, 3], "epochs": 3, "hidden_size": 64, "seeds": 2, "probe_epochs": 4, "probe_hidden_size": 64}
-QUICK |= {"fractions": [1.0, 0.5], "recogniser_epochs": 1, "recogniser_min_steps": 5}
+QUICK |= {"fractions": [1.0, 0.5], "recogniser_epochs": 1, "fine_tune_epochs": 1, "recogniser_min_steps": 5}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -72,11 +74,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--quick", action="store_true", help="Small models, little training: see that it runs, in under a minute.")
     help = "Train a model for each of these time shifts, in frames."
     add("--time_shifts", type=positive, nargs="+", default=[1, 3, 5, 10], metavar="N", help=help)
-    add("--epochs", type=positive, default=20, help="Number of epochs of training each model.")
-    add("--hidden_size", type=positive, default=256, help="Hidden size of every recurrent layer.")
-    add("--num_layers", type=positive, default=3, help="Number of recurrent layers.")
-    add("--learning_rate", type=positive_float, default=1e-3, help="Adam's learning rate in training APC.")
-    add("--batch_size", type=positive, default=8, help="Utterances in a batch in training APC.")
+    add_training_options(parser)
     help = "Stack log Mel with this many frames before and after each; and, causal, twice as many before."
     add("--context", type=positive, default=5, help=help)
     help = "Also train models on the audio of DIR/train*, and verify the speakers of DIR/test*, who are others."
@@ -91,6 +89,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.seeds < 2:
         parser.error("--seeds must be 2 at least: claims are judged by the deviation between seeds")
+    if args.rnn_dropout >= 1:
+        parser.error(f"--rnn_dropout is {args.rnn_dropout:g}, not below 1")
     args.time_shifts, args.fractions = sorted(set(args.time_shifts)), sorted(set(args.fractions), reverse=True)
     return args
 
@@ -98,7 +98,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def check_config(args: argparse.Namespace) -> None:
     """Record the options and the labels of the results in --save_dir, or raise InputError where they have changed."""
     labels = args.labels or args.data / "phones.ctm"
-    now = {key: value for key, value in vars(args).items() if key not in MAY_CHANGE}
+    decides = {"epochs"} if args.lr_schedule == "cosine" else set()  # the epochs over which the learning rate falls
+    now = {key: value for key, value in vars(args).items() if key not in MAY_CHANGE - decides}
     if labels.is_file():  # otherwise reading them raises the error
         now["labels"] = hashlib.sha256(labels.read_bytes()).hexdigest()
     now = json.loads(json.dumps(now))  # as it is read back
@@ -111,7 +112,7 @@ def check_config(args: argparse.Namespace) -> None:
 
 def rnn_config(args: argparse.Namespace, mel_dim: int) -> RNNConfig:
     """The recurrent layers of every model: the papers', with residual connections."""
-    return RNNConfig(mel_dim, args.hidden_size, args.num_layers, 0.0, residual=True)
+    return RNNConfig(mel_dim, args.hidden_size, args.num_layers, 0.0, True, args.rnn_type)
 
 
 def random_model(config: RNNConfig, seed: int) -> APCModel:
@@ -125,8 +126,9 @@ def training_arguments(args: argparse.Namespace, time_shift: int, prepared: Path
     """The command line of train_apc.py without the experiment's name and length."""
     settings = {"librispeech_path": prepared, "train_split": "train", "val_split": "dev", "load_data_workers": 1}
     settings |= {"rnn_hidden_size": args.hidden_size, "rnn_num_layers": args.num_layers, "time_shift": time_shift}
-    settings |= {name: getattr(args, name) for name in ("batch_size", "learning_rate", "seed", "device")}
-    return ["--rnn_residual", *(f"--{name}={value}" for name, value in settings.items())]
+    settings |= {name: getattr(args, name) for name in ("seed", "device", *RECIPE)}
+    flags = ["--rnn_residual", *(["--bucketing"] if args.bucketing else [])]
+    return [*flags, *(f"--{name}={value}" for name, value in settings.items())]
 
 
 def probe_baselines(study: Study, args: argparse.Namespace, plan: Plan) -> None:

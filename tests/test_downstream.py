@@ -33,7 +33,7 @@ SAMPLE = ROOT / "librispeech_data" / "sample"
 SPEAKERS = {"ann": (200, 400), "bob": (600, 900), "cid": (4000, 5000)}  # Hz at which their voices are loud
 PHONES = {"SIL": (0, 60), "LOW": (100, 1000), "HIGH": (3000, 7000)}  # Hz
 SECONDS = 0.2  # of each phone
-QUICK = "--quick --time_shifts 3 --epochs 2 --num_workers 0"
+QUICK = "--quick --time_shifts 3 --epochs 2 --num_workers 0 --lr_schedule cosine --rnn_dropout 0.1 --bucketing"
 
 
 def say(phone: str, voice: tuple[int, int], random: np.random.Generator) -> np.ndarray:
@@ -240,6 +240,8 @@ def test_one_command_trains_probes_and_reports(whole):
         assert f"({picture}.png)" in report
         assert 1000 < (whole / "report" / f"{picture}.png").stat().st_size < 100_000
     assert load_pretrained(whole / "models/apc-ts3.dir/apc-ts3__epoch_2.model").time_shift == 3
+    recipe = json.loads((whole / "models/apc-ts3.dir/config.json").read_text())
+    assert (recipe["lr_schedule"], recipe["rnn_dropout"], recipe["bucketing"]) == ("cosine", 0.1, True)
     result = json.loads((whole / "results/phones__ts3_epoch2__1__linear__seed0.json").read_text())
     assert 0 < result["frame_error"] < 1 and np.sum(result["confusion"]) == 528  # frames of the test utterance
 
@@ -269,11 +271,17 @@ def test_results_that_are_there_are_not_made_again(whole, monkeypatch, capsys):
     assert "| random APC | 0 | linear |" in capsys.readouterr().out
 
 
-def test_other_options_are_not_mixed_with_results_that_are_there(whole):
-    with pytest.raises(
-        InputError, match="holds other results: hidden_size was 64 and is now 32; give another --save_dir"
-    ):
-        run_all.main(["--data", str(SAMPLE), "--save_dir", str(whole), *QUICK.split(), "--hidden_size", "32"])
+@pytest.mark.parametrize(
+    ("option", "change"),
+    [
+        ("--hidden_size 32", "hidden_size was 64 and is now 32"),
+        ("--precision bf16", "precision was fp32 and is now bf16"),
+        ("--epochs 3", "epochs was 2 and is now 3"),  # over which the learning rate falls along a cosine
+    ],
+)
+def test_other_options_are_not_mixed_with_results_that_are_there(whole, option, change):
+    with pytest.raises(InputError, match=f"holds other results: {change}; give another --save_dir"):
+        run_all.main(["--data", str(SAMPLE), "--save_dir", str(whole), *QUICK.split(), *option.split()])
 
 
 def test_a_random_network_is_decided_by_its_seed_alone():

@@ -7,16 +7,21 @@ from downstream.probing.abx import AbxOptions
 from downstream.probing.corpus import DEFAULT_NORM
 from downstream.probing.probes import ProbeOptions
 from downstream.probing.recognition import RecognitionOptions
+from utils.configs import RNN_TYPES
 from utils.corpus.arguments import add_front_end_options
+from utils.rnn.precision import PRECISIONS
 from utils.system.arguments import (
     HelpFormatter,
     add_residual_option,
     count,
     fraction,
     natural,
+    nonnegative_float,
     positive,
     positive_float,
 )
+from utils.training.objective import LOSSES
+from utils.training.optimization import SCHEDULES
 
 NORMS = ("global", "global-mean", "speaker", "speaker-mean", "utterance", "utterance-mean")
 DEFAULTS = ProbeOptions()
@@ -74,6 +79,25 @@ def parse_feature_arguments(parser: argparse.ArgumentParser, arguments: list[str
         parser.error("--layer and --residual are for a --checkpoint, and none is given")
     args.layer = args.layer or "-1"
     return args
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the recipe of training APC, by the names that train_apc.py has but for the sizes."""
+    add = parser.add_argument
+    add("--epochs", type=positive, default=20, help="Number of epochs of training each model.")
+    add("--hidden_size", type=positive, default=256, help="Hidden size of every recurrent layer.")
+    add("--num_layers", type=positive, default=3, help="Number of recurrent layers.")
+    add("--rnn_type", choices=RNN_TYPES, default="gru", help="Kind of recurrent layer.")
+    help = "Dropout probability after each recurrent layer but the last, in training APC."
+    add("--rnn_dropout", type=nonnegative_float, default=0.0, help=help)
+    add("--learning_rate", type=positive_float, default=1e-3, help="Adam's learning rate in training APC.")
+    help = "The learning rate in training APC: constant, falling along a cosine to zero, or halved on a plateau."
+    add("--lr_schedule", choices=SCHEDULES, default="constant", help=help)
+    add("--batch_size", type=positive, default=8, help="Utterances in a batch in training APC.")
+    add("--bucketing", action="store_true", help="Batch utterances of similar length together in training APC.")
+    add("--loss", choices=LOSSES, default="masked", help="The mean over true frames, or also over padding.")
+    help = "Precision of matrix products in training APC; probes compute in fp32."
+    add("--precision", choices=tuple(PRECISIONS), default="fp32", help=help)
 
 
 def add_probe_options(
@@ -143,6 +167,8 @@ def add_recognition_options(parser: argparse.ArgumentParser) -> None:
     add("--recogniser_min_steps", type=positive, default=default.min_steps, metavar="N", help=help)
     help = "Number of epochs of training a recogniser."
     add("--recogniser_epochs", type=positive, default=default.epochs, metavar="N", help=help)
+    help = "Number of epochs of training a network on with a recogniser."
+    add("--fine_tune_epochs", type=positive, default=default.fine_tune_epochs, metavar="N", help=help)
 
 
 def recognition_options(args: argparse.Namespace) -> RecognitionOptions:
@@ -154,5 +180,6 @@ def recognition_options(args: argparse.Namespace) -> RecognitionOptions:
         batch_size=args.recogniser_batch_size,
         min_steps=args.recogniser_min_steps,
         epochs=args.recogniser_epochs,
+        fine_tune_epochs=args.fine_tune_epochs,
         silence=tuple(args.silence),
     )

@@ -45,6 +45,7 @@ class RecognitionOptions(NamedTuple):
     batch_size: int = 16  # utterances
     min_steps: int = 30  # of an epoch, at least: small shares are repeated
     epochs: int = 16
+    fine_tune_epochs: int = 3  # the same with a network that is fine-tuned, where an epoch takes several times as long
     silence: tuple[str, ...] = ("SIL", "SP", "SPN", "sil", "sp", "spn")
 
 
@@ -239,12 +240,13 @@ def train_recogniser(
     if model.encoder is not None:
         groups.append({"params": list(model.encoder.parameters()), "lr": options.encoder_learning_rate})
     optimizer = torch.optim.Adam(groups)
+    epochs = options.epochs if model.encoder is None else options.fine_tune_epochs
     steps = max(math.ceil(len(train.chosen) / options.batch_size), options.min_steps)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [group["lr"] for group in groups], options.epochs * steps, pct_start=0.1, cycle_momentum=False
+        optimizer, [group["lr"] for group in groups], epochs * steps, pct_start=0.1, cycle_momentum=False
     )
     best_error, best_epoch, best_weights = math.inf, 0, model.state_dict()
-    for epoch in range(1, options.epochs + 1):
+    for epoch in range(1, epochs + 1):
         model.train()
         for inputs, lengths, strings in train.batches(random_batches(train, steps, options.batch_size)):
             loss = ctc_loss(*model(inputs.to(device), lengths), strings)
