@@ -10,30 +10,26 @@ import argparse
 from pathlib import Path
 
 from common import interleaved_seconds, make_lengths, parse_arguments
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from train_step import BF16, OURS, PADDED, TIME_SHIFT, make_step
 
 from utils.rnn.products import has_bf16_products
+from utils.system.figures import legend_beside, line_style, new_figure, save_figure
 
 SEQ_LENS, BATCH_SIZES = (100, 200, 400, 800, 1600), (1, 4, 8, 16, 32, 64)
-STYLES = {OURS: ("#0072B2", "o-"), BF16: ("#009E73", "s-"), PADDED: ("#D55E00", "^--")}
 LABELS = {PADDED: "nn.{} padded"}
 
 
 def main() -> None:
     args = parse_arguments(__doc__.splitlines()[0], 400, add_options)
     args.ragged = True
-    figure = Figure(figsize=(9, 3.4), dpi=200, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 3.4)
     for axes, name, values in zip(
         figure.subplots(1, 2, sharey=True), ("seq_len", "batch_size"), (SEQ_LENS, BATCH_SIZES), strict=True
     ):
         speeds = measure(args, name, values)
-        for variant, curve in speeds.items():
-            colour, style = STYLES[variant]
+        for number, (variant, curve) in enumerate(speeds.items()):
             label = LABELS.get(variant, variant).format(args.rnn_type.upper())
-            axes.plot(values, curve, style, color=colour, label=label, markersize=4)
+            axes.plot(values, curve, label=label, **line_style(number))
             print(f"{name} {values}, {label}: " + ", ".join(f"{speed:,.0f}" for speed in curve) + " frames/s")
         axes.set_xscale("log", base=2)
         axes.set_xticks(values, map(str, values))
@@ -42,8 +38,8 @@ def main() -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("true frames per second")
-    figure.axes[1].legend(frameon=False)
-    figure.savefig(args.save)
+    legend_beside(figure.axes[1])
+    save_figure(figure, args.save)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import make_prepared
 from matplotlib.figure import Figure
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 from training_runs import MEL, SEQ
@@ -15,7 +16,9 @@ from training_runs import train as run_training
 import train_apc
 from apc_model import APCModel
 from datasets import LibriSpeech
+from downstream.probing.plots import phone_label
 from utils import RNNConfig
+from utils.system.figures import COLOURS, legend_beside, line_style, new_figure, save_figure
 from utils.training.figures import draw_epoch, prediction_figure
 
 OPTIONS = (
@@ -117,3 +120,35 @@ def test_nothing_random_is_drawn_and_the_model_stays_in_its_mode(workplace):
     draw_epoch(Writer(), model, LibriSpeech("data/dev", longer_than=2), 2, 1)
     assert model.training and torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)
+
+
+def test_lines_are_told_apart_without_colour_and_the_legend_lists_them_from_the_top_beside_the_data():
+    assert len({line_style(number)["marker"] for number in range(7)}) == 7 and "#0072B2" in COLOURS
+    figure = new_figure(6, 3)
+    axes = figure.subplots()
+    axes.errorbar([1, 3], [99, 10], yerr=[1, 1], label="below", **line_style(0))
+    axes.axhline(20, label="line", **line_style(1))
+    axes.plot([1, 2, 3], [5, 6, 30], label="above", **line_style(2))
+    legend_beside(axes)
+    figure.draw_without_rendering()
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["above", "line", "below"]
+    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_a_figure_is_saved_at_200_dots_an_inch_and_to_print_with_text_as_text(tmp_path):
+    figure = new_figure(2, 1)
+    figure.subplots().set_xlabel("\u0395")
+    save_figure(figure, tmp_path / "f.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.pdf", "f.png"]
+    assert Image.open(tmp_path / "f.png").size == (400, 200)
+    pdf = (tmp_path / "f.pdf").read_bytes()
+    assert b"/Type3" not in pdf and b"/CIDFontType2" in pdf and b"CreationDate" not in pdf
+
+
+def test_phones_that_look_alike_are_named_by_their_letters():
+    labels = [phone_label(phone) for phone in ("E", "\u0395", "\u0388", "\xc1", "t\u0283\u02d0", "\u0303", "SIL")]
+    named = ["\u0395 (Greek epsilon)", "\u0388 (Greek epsilon with tonos)", "\xc1 (a with acute)"]
+    named += ["t\u0283\u02d0 (esh, triangular colon)", "\u0303 (combining tilde)"]
+    assert labels == ["E", *named, "SIL"]

@@ -153,7 +153,10 @@ def write_report(
     lines = [*corpus_lines(study, plan), *table_lines(study, plan, best), "", claims, ""]
     lines += [*claim_lines(study, plan, best), "", RECOGNITION, *recognition_lines(study, plan, best), ""]
     lines += speaker_lines(speakers, plan) if speakers else []
-    lines += [f"![{caption}]({name})\n" for name, caption in plots.FIGURES.items()]
+    lines += [
+        f"![{caption}]({name})\n\n[{caption}, to print]({Path(name).with_suffix('.pdf')})\n"
+        for name, caption in plots.FIGURES.items()
+    ]
     with atomic_write(directory / "report.md") as file:
         file.write("\n".join(lines).encode())
     return directory / "report.md"

@@ -8,5 +8,6 @@ signals      StopRequest: SIGINT and SIGTERM as a request; start_worker
 workers      ordered_map: the same work on many things in several processes
 arguments    HelpFormatter and the types of command lines
 device       pick_device
+figures      line_style, legend_beside, save_figure: how figures look
 memory       reuse_freed_memory
 """

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from utils.audio.frames import FRAMES_PER_SECOND, SHIFT_MS
 from utils.system.errors import one_line
+from utils.system.figures import COLOURS
 from utils.system.files import naming_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
 
     from datasets import LibriSpeech
 
@@ -35,7 +36,7 @@ log = logging.getLogger("apc")
 
 
 def draw_epoch(
-    writer: SummaryWriter | None, model: torch.nn.Module, val_set: "LibriSpeech", time_shift: int, step: int
+    writer: "SummaryWriter | None", model: torch.nn.Module, val_set: "LibriSpeech", time_shift: int, step: int
 ) -> None:
     """Draw what a model predicts; a failure is a warning, but for a full disk.
 
@@ -62,7 +63,7 @@ def draw_epoch(
 
 
 @torch.no_grad()
-def _draw(writer: SummaryWriter, model: torch.nn.Module, val_set: "LibriSpeech", time_shift: int, step: int) -> None:
+def _draw(writer: "SummaryWriter", model: torch.nn.Module, val_set: "LibriSpeech", time_shift: int, step: int) -> None:
     count = min(UTTERANCES, len(val_set))
     indices = [number * len(val_set) // count for number in range(count)]
     frames = [x[: min(length, MAX_FRAMES + time_shift)] for x, length in (val_set[index] for index in indices)]
@@ -124,12 +125,12 @@ def _error_figure(errors: torch.Tensor) -> "Figure":
 
     figure = Figure(figsize=(6, 3.4))
     axes = figure.subplots(gridspec_kw={"left": 0.12, "right": 0.97, "top": 0.9, "bottom": 0.15})
-    axes.stairs(errors.numpy(), np.arange(len(errors) + 1), color="#0072B2")
+    axes.stairs(errors.numpy(), np.arange(len(errors) + 1), color=COLOURS[0])
     axes.set(xlabel="mel bin", ylabel="L1 error", xlim=(0, len(errors)), ylim=(0, None), title="error by mel bin")
     return figure
 
 
-def _add_figure(writer: SummaryWriter, tag: str, figure: "Figure", step: int) -> None:
+def _add_figure(writer: "SummaryWriter", tag: str, figure: "Figure", step: int) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
