@@ -5,7 +5,7 @@
     python downstream/phone_recognition.py --data mboshi --checkpoint logs/foo.dir/foo__epoch_100.model --fine_tune
 
 Prints the phone error rate on the test set for each share, with mean and deviation over seeds: of log Mel, of frozen
-features, or of a network that is trained on with the recogniser. The recogniser: downstream/probing/recognition.py.
+features, or of a network that is then trained on with it. The recogniser: downstream/probing/recognition.py.
 """
 
 import sys
@@ -41,7 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, "Train each recogniser with this many seeds.")
     add_feature_options(parser)
-    help = "Train the checkpoint's network up to --layer with the recogniser, instead of keeping it as it is."
+    help = "Then train the checkpoint's network up to --layer with the recogniser."
     parser.add_argument("--fine_tune", action="store_true", help=help)
     add_recognition_options(parser)
     add_silence_option(parser)
@@ -57,9 +57,10 @@ def systems(corpus: Corpus, args: argparse.Namespace) -> Iterator[tuple[str, dic
         for name, features in chosen_features(corpus, args).items():
             yield name, {"features": features}
         return
-    model = load_pretrained(args.checkpoint, residual=args.residual)
-    for layer in chosen_layers(args, model):
-        yield f"layer {layer}, fine-tuned", {"features": corpus.log_mel(), "encoder": model, "layer": layer}
+    device = pick_device(args.device)
+    model = load_pretrained(args.checkpoint, device, args.residual)
+    for layer, features in corpus.hidden_states(model, device, chosen_layers(args, model)).items():
+        yield f"layer {layer}, fine-tuned", {"features": features, "encoder": model, "layer": layer}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,7 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         results[name] = []
         for share in sorted(set(args.fractions), reverse=True):
             seeds = range(args.seed, args.seed + args.seeds)
-            runs = [recognise(corpus, **system, fraction=share, seed=n, options=options, device=device) for n in seeds]
+            settings = {"fraction": share, "options": options, "device": device}
+            runs = [recognise(corpus, **system, seed=seed, **settings)[-1] for seed in seeds]
             errors, dev = (percent([run[key] for run in runs]) for key in ("error", "dev_error"))
             minutes = statistics.fmean(run["minutes"] for run in runs)
             print(f"{name}, {minutes:.1f} minutes labelled: phone error rate {errors} %; on dev {dev} %")

@@ -61,10 +61,11 @@ from utils.system.files import lock_directory, read_json, refuse_other_files, re
 
 CONFIG_FILE = "config.json"
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers"}
-MAY_CHANGE |= {"on_error", "quick", "any_frames", "fractions", "speaker_data"}
+MAY_CHANGE |= {"training_seeds", "on_error", "quick", "any_frames", "fractions", "speaker_data"}
 RECIPE = "rnn_type", "rnn_dropout", "learning_rate", "lr_schedule", "batch_size", "loss", "precision"  # of train_apc.py
-QUICK = {"time_shifts": [1, 3], "epochs": 3, "hidden_size": 64, "seeds": 2, "probe_epochs": 4, "probe_hidden_size": 64}
-QUICK |= {"fractions": [1.0, 0.5], "recogniser_epochs": 1, "fine_tune_epochs": 1, "recogniser_min_steps": 5}
+QUICK = {"time_shifts": [1, 3], "epochs": 3, "hidden_size": 64, "seeds": 2, "training_seeds": 2, "probe_epochs": 4}
+QUICK |= {"probe_hidden_size": 64, "fractions": [1.0, 0.5], "recogniser_epochs": 1, "recogniser_min_steps": 5}
+QUICK |= {"fine_tune_epochs": 1}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -75,6 +76,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     help = "Train a model for each of these time shifts, in frames."
     add("--time_shifts", type=positive, nargs="+", default=[1, 3, 5, 10], metavar="N", help=help)
     add_training_options(parser)
+    help = "Train the model with the best time shift with this many seeds."
+    add("--training_seeds", type=positive, default=3, metavar="N", help=help)
     help = "Stack log Mel with this many frames before and after each; and, causal, twice as many before."
     add("--context", type=positive, default=5, help=help)
     help = "Also train models on the audio of DIR/train*, and verify the speakers of DIR/test*, who are others."
@@ -87,8 +90,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(arguments)
-    if args.seeds < 2:
-        parser.error("--seeds must be 2 at least: claims are judged by the deviation between seeds")
+    if min(args.seeds, args.training_seeds) < 2:
+        parser.error("--seeds and --training_seeds must be 2 at least: claims are judged by deviations between seeds")
     if args.rnn_dropout >= 1:
         parser.error(f"--rnn_dropout is {args.rnn_dropout:g}, not below 1")
     args.time_shifts, args.fractions = sorted(set(args.time_shifts)), sorted(set(args.fractions), reverse=True)
@@ -122,11 +125,11 @@ def random_model(config: RNNConfig, seed: int) -> APCModel:
         return APCModel(config.input_size, None, config)
 
 
-def training_arguments(args: argparse.Namespace, time_shift: int, prepared: Path) -> list[str]:
+def training_arguments(args: argparse.Namespace, time_shift: int, prepared: Path, seed: int) -> list[str]:
     """The command line of train_apc.py without the experiment's name and length."""
     settings = {"librispeech_path": prepared, "train_split": "train", "val_split": "dev", "load_data_workers": 1}
     settings |= {"rnn_hidden_size": args.hidden_size, "rnn_num_layers": args.num_layers, "time_shift": time_shift}
-    settings |= {name: getattr(args, name) for name in ("seed", "device", *RECIPE)}
+    settings |= {"seed": seed, "device": args.device, **{name: getattr(args, name) for name in RECIPE}}
     flags = ["--rnn_residual", *(["--bucketing"] if args.bucketing else [])]
     return [*flags, *(f"--{name}={value}" for name, value in settings.items())]
 
@@ -153,15 +156,31 @@ def probe_checkpoint(study: Study, store: Path, plan: Plan, time_shift: int, epo
     study.classify(plan.trained(time_shift, epoch), layers, features, with_speakers=is_last, with_abx=is_last)
 
 
-def recognise(study: Study, args: argparse.Namespace, plan: Plan, best: Best, model: APCModel) -> None:
-    """Recognise phones from log Mel, random networks and the best layer of a trained model, frozen and fine-tuned."""
-    log_mel, random, trained, tuned = recognised(study, plan, best)
+def train_again(study: Study, args: argparse.Namespace, plan: Plan, best: Best, store: Path) -> dict[int, Path]:
+    """Train the best model with the other seeds as well, and probe the best layer. Returns the weights by seed."""
+    paths = {}
+    for seed in study.training_seeds:
+        experiment = study.training(plan.experiment(best.time_shift), seed)
+        train(store, experiment, args.epochs, training_arguments(args, best.time_shift, study.corpus.prepared, seed))
+        paths[seed] = checkpoint_path(store, experiment, args.epochs)
+        system = study.training(plan.trained(best.time_shift), seed)
+        features = study.hidden_states(partial(load_pretrained, paths[seed]))
+        study.classify(system, [best.layer], features, seeds=[seed], with_abx=True)
+    return paths
+
+
+def recognise(study: Study, args: argparse.Namespace, plan: Plan, best: Best, paths: dict[int, Path]) -> None:
+    """Recognise phones from log Mel, random networks and the best layer of each training, frozen and fine-tuned."""
+    log_mel, random, *_ = recognised(study, plan, best)
     study.recognise(log_mel.system, log_mel.layer, study.log_mel(), plan.fractions)
+    mel_dim = study.corpus.sets["train"].log_mel[0].size(1)
     for seed in study.seeds:
-        features = study.hidden_states(partial(random_model, rnn_config(args, model.mel_dim), seed))
+        features = study.hidden_states(partial(random_model, rnn_config(args, mel_dim), seed))
         study.recognise(f"{random.system}_seed{seed}", random.layer, features, plan.fractions, [seed])
-    study.recognise(trained.system, trained.layer, study.hidden_states(lambda: model), plan.fractions)
-    study.recognise(tuned.system, tuned.layer, study.log_mel(), plan.fractions, encoder=model)
+    for seed, path in paths.items():
+        system = study.training(plan.trained(best.time_shift), seed)
+        features = study.hidden_states(partial(load_pretrained, path))
+        study.recognise(system, best.layer, features, plan.fractions, [seed], load_pretrained(path))
 
 
 def verify_speakers(args: argparse.Namespace, plan: Plan, device: torch.device) -> SpeakerStudy | None:
@@ -176,7 +195,8 @@ def verify_speakers(args: argparse.Namespace, plan: Plan, device: torch.device) 
         study.verify(f"{RANDOM}_seed{seed}", plan.layers, partial(random_model, config, seed))
     for time_shift in plan.time_shifts:
         experiment = plan.experiment(time_shift)
-        train(directory / "models", experiment, args.epochs, training_arguments(args, time_shift, corpus.prepared))
+        arguments = training_arguments(args, time_shift, corpus.prepared, args.seed)
+        train(directory / "models", experiment, args.epochs, arguments)
         path = checkpoint_path(directory / "models", experiment, args.epochs)
         study.verify(plan.trained(time_shift), plan.layers, partial(load_pretrained, path))
     return study
@@ -188,20 +208,21 @@ def run(args: argparse.Namespace) -> None:
     store = args.save_dir / "models"
     device = pick_device(args.device)
     corpus = load_corpus(args)
-    seeds = range(args.seed, args.seed + args.seeds)
+    seeds, trainings = (range(args.seed, args.seed + count) for count in (args.seeds, args.training_seeds))
     options = StudyOptions(probe_options(args), abx_options(args), recognition_options(args))
-    study = Study(corpus, args.save_dir / "results", seeds, options, device)
+    study = Study(corpus, args.save_dir / "results", seeds, trainings, options, device)
     plan = Plan(args.time_shifts, args.epochs, list(range(args.num_layers)), args.context, args.fractions)
     probe_baselines(study, args, plan)
     for time_shift in args.time_shifts:
         experiment = plan.experiment(time_shift)
-        train(store, experiment, args.epochs, training_arguments(args, time_shift, corpus.prepared))
+        train(store, experiment, args.epochs, training_arguments(args, time_shift, corpus.prepared, args.seed))
         probe_checkpoint(study, store, plan, time_shift, args.epochs, plan.layers)
     best = choose_best(study, plan)
     for epoch in plan.curve_epochs():
         probe_checkpoint(study, store, plan, best.time_shift, epoch, [best.layer])
-    model = load_pretrained(checkpoint_path(store, plan.experiment(best.time_shift), args.epochs), device)
-    recognise(study, args, plan, best, model)
+    paths = train_again(study, args, plan, best, store)
+    model = load_pretrained(paths[args.seed], device)
+    recognise(study, args, plan, best, paths)
     speakers = verify_speakers(args, plan, device)
     report = write_report(study, plan, model, args.save_dir / "report", speakers)
     print(report.read_text(encoding="utf-8"), report, sep="\n")

@@ -120,7 +120,8 @@ def test_triphones_that_sound_apart_are_told_apart_without_training(corpus, tmp_
 def test_phones_are_recognised_from_shares_of_the_training_set(corpus, tmp_path, capsys):
     checkpoint = tmp_path / "bs8-rhl2-rhs16-rd0-adam-res-ts3.pt"
     torch.save(run_all.random_model(RNNConfig(80, 16, 2, 0.0, True), 0).state_dict(), checkpoint)
-    quick = ["--seeds", "1", "--fractions", "0.5", "1", "--recogniser_epochs", "2", "--recogniser_hidden_size", "16"]
+    quick = ["--seeds", "1", "--fractions", "0.5", "1", "--recogniser_epochs", "2", "--recogniser_hidden_size", "16",
+             "--fine_tune_epochs", "1"]  # fmt: skip
     found = {}
     for more in ((), ("--checkpoint", checkpoint), ("--checkpoint", checkpoint, "--fine_tune", "--layer", "0")):
         phone_recognition.main(arguments(corpus, tmp_path, *quick, *more))
@@ -166,7 +167,7 @@ def test_what_a_probe_cannot_do_is_said_before_the_work(corpus, tmp_path):
 def test_one_seed_tells_no_deviation_and_is_refused(corpus, capsys):
     with pytest.raises(SystemExit):
         run_all.parse_arguments(["--data", str(corpus), "--seeds", "1"])
-    assert "--seeds must be 2 at least" in capsys.readouterr().err
+    assert "--seeds and --training_seeds must be 2 at least" in capsys.readouterr().err
 
 
 def test_more_seeds_are_more_of_every_probe(corpus, tmp_path):
@@ -231,7 +232,8 @@ def whole(tmp_path_factory):
 def test_one_command_trains_probes_and_reports(whole):
     report = (whole / "report" / "report.md").read_text()
     rows = [line for line in report.splitlines() if line.startswith("| ") and "---" not in line]
-    assert len(rows[:-5]) == 1 + 3 + 2 + 3 + 3  # header; classifiers on log Mel; two stacks; random and trained layers
+    # header; classifiers on log Mel; two stacks; random and trained layers; two trainings
+    assert len(rows[:-5]) == 1 + 3 + 2 + 3 + 3 + 1
     assert [row.split(" | ")[0] for row in rows[-4:]] == [
         "| log Mel",
         "| random APC",
@@ -239,7 +241,8 @@ def test_one_command_trains_probes_and_reports(whole):
         "| APC, time shift 3, fine-tuned",
     ]
     assert len(list((whole / "results").glob("recognition__*__0.5__seed1.json"))) == 4
-    assert len(list((whole / "results").glob("abx__*.json"))) == 3 + 2 * 3 + 3
+    assert len(list((whole / "results").glob("abx__*.json"))) == 3 + 2 * 3 + 3 + 1
+    assert len(list((whole / "results").glob("phones__ts3_epoch2_seed1__*__linear__seed1.json"))) == 1
     assert "mlp3 on log Mel" in report and "deviations of the difference" in report
     assert "Speaker tasks: none (the training set has one speaker)" in report
     for picture in ("recognition", "layers", "time_shifts", "epochs", "confusion", "prediction"):
@@ -265,7 +268,7 @@ def test_killed_while_training_it_goes_on_and_nothing_tells(whole, tmp_path):
         process.stdout.read()  # ends when the training has ended as well
     assert not (tmp_path / "report").exists()
     run_all.main(command)
-    for path in [*(whole / "results").iterdir(), *(whole / "models/apc-ts3.dir").glob("*.model")]:
+    for path in [*(whole / "results").iterdir(), *(whole / "models").glob("*/*.model")]:
         assert (tmp_path / path.relative_to(whole)).read_bytes() == path.read_bytes(), path
     assert (tmp_path / "report/report.md").read_bytes() == (whole / "report/report.md").read_bytes()
 

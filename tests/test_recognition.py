@@ -61,8 +61,8 @@ def log_mel(corpus: Corpus) -> dict[str, list[torch.Tensor]]:
     return {name: utterances.log_mel for name, utterances in corpus.sets.items()}
 
 
-def run(corpus: Corpus, fraction: float = 1, seed: int = 0, options: RecognitionOptions = QUICK, **encoder) -> dict:
-    return recognise(corpus, log_mel(corpus), fraction, seed, options, CPU, **encoder)
+def run(corpus: Corpus, fraction: float = 1, seed: int = 0, options: RecognitionOptions = QUICK) -> dict:
+    return recognise(corpus, log_mel(corpus), fraction, seed, options, CPU)[0]
 
 
 def test_ctc_learns_what_was_said_without_being_told_when(corpus):
@@ -74,7 +74,7 @@ def test_ctc_learns_what_was_said_without_being_told_when(corpus):
 
 def test_features_that_tell_nothing_are_recognised_badly(corpus):
     noise = {name: [torch.randn_like(x) for x in of_set] for name, of_set in log_mel(corpus).items()}
-    assert recognise(corpus, noise, 1, 0, QUICK._replace(epochs=1), CPU)["error"] > 0.5
+    assert recognise(corpus, noise, 1, 0, QUICK._replace(epochs=1), CPU)[0]["error"] > 0.5
 
 
 def test_the_error_rate_counts_edits_over_all_phones():
@@ -133,7 +133,7 @@ def test_what_was_said_in_test_changes_nothing_but_the_error(corpus):
     honest, changed = run(corpus, options=options), run(other, options=options)
     assert honest.pop("error") != changed.pop("error") and honest == changed
     quieter = {**log_mel(corpus), TEST: [0 * x for x in corpus.sets[TEST].log_mel]}
-    again = recognise(corpus, quieter, 1, 0, options, CPU)
+    (again,) = recognise(corpus, quieter, 1, 0, options, CPU)
     assert again.pop("error") == 1 and again == honest
 
 
@@ -175,11 +175,16 @@ def test_fine_tuning_trains_a_copy_of_the_network(corpus):
     torch.manual_seed(0)
     network = APCModel(SIZE, None, RNNConfig(SIZE, 2, 2, 0.0, residual=True))
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    features = {
+        name: [network(x[None], [len(x)])[1][1, 0].detach() for x in of_set] for name, of_set in log_mel(corpus).items()
+    }
     options = QUICK._replace(epochs=2, encoder_learning_rate=1e-2)
-    tuned = run(corpus, options=options, encoder=network, layer=1)
+    frozen, tuned = recognise(corpus, features, 1, 0, options, CPU, network, 1)
     assert all(torch.equal(before[name], weight) for name, weight in network.state_dict().items())
-    frozen = run(corpus, options=options._replace(encoder_learning_rate=0), encoder=network, layer=1)
+    assert [frozen] == recognise(corpus, features, 1, 0, options, CPU)
     assert tuned["dev_error"] < frozen["dev_error"] - 0.1
+    _, same = recognise(corpus, features, 1, 0, options._replace(encoder_learning_rate=0), CPU, network, 1)
+    assert same == frozen | {"epoch": 0}  # fine-tuning starts where the recogniser ended
 
 
 def test_a_frozen_network_and_its_features_are_the_same(corpus):
@@ -189,8 +194,10 @@ def test_a_frozen_network_and_its_features_are_the_same(corpus):
     lengths = torch.tensor([len(x)])
     features = network.forward(x[None], lengths)[1][0]
     assert torch.allclose(encode(network, x[None], lengths, 0), features, atol=1e-6)
+
+
+def test_frames_are_standardised_by_those_of_the_share(corpus):
     data = labelled_share(corpus, log_mel(corpus), TRAIN, 0.1, 0, ["SIL"])
-    hidden = [network.forward(data.inputs[i][None], [len(data.inputs[i])])[1][0, 0] for i in data.chosen]
-    std, mean = torch.std_mean(torch.cat(hidden), 0, correction=0)
-    for found, expected in zip(statistics(data, network, 0, CPU), (mean, std), strict=True):
+    std, mean = torch.std_mean(torch.cat([data.inputs[index] for index in data.chosen]), 0, correction=0)
+    for found, expected in zip(statistics(data), (mean, std), strict=True):
         assert torch.allclose(found, expected, atol=1e-5)

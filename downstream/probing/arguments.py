@@ -157,7 +157,7 @@ def add_recognition_options(parser: argparse.ArgumentParser) -> None:
     add("--recogniser_hidden_size", type=positive, default=default.hidden_size, metavar="N", help=help)
     help = "Highest learning rate of Adam for recognisers."
     add("--recogniser_learning_rate", type=positive_float, default=default.learning_rate, metavar="RATE", help=help)
-    help = "Highest learning rate of a network that is fine-tuned with a recogniser."
+    help = "Highest learning rate of fine-tuning a network with a recogniser."
     add(
         "--encoder_learning_rate", type=positive_float, default=default.encoder_learning_rate, metavar="RATE", help=help
     )
@@ -167,7 +167,7 @@ def add_recognition_options(parser: argparse.ArgumentParser) -> None:
     add("--recogniser_min_steps", type=positive, default=default.min_steps, metavar="N", help=help)
     help = "Number of epochs of training a recogniser."
     add("--recogniser_epochs", type=positive, default=default.epochs, metavar="N", help=help)
-    help = "Number of epochs of training a network on with a recogniser."
+    help = "Number of epochs of fine-tuning, after those of the recogniser on frozen features."
     add("--fine_tune_epochs", type=positive, default=default.fine_tune_epochs, metavar="N", help=help)
 
 

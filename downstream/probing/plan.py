@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from downstream.probing.probes import CLASSIFIERS
-from downstream.probing.study import LINEAR, RANDOM, Study
+from downstream.probing.study import LINEAR, RANDOM, TRAININGS, TUNED, Study
 
 CURVE_EPOCHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
@@ -79,6 +79,12 @@ def choose_best(study: Study, plan: Plan) -> Best:
     return min(candidates, key=lambda best: study.dev_error(plan.trained(best.time_shift), best.layer))
 
 
+def all_trainings(study: Study, plan: Plan, best: Best) -> Row:
+    """The best layer of all trainings with the best time shift."""
+    name = f"APC, time shift {best.time_shift}, {len(study.training_seeds)} trainings"
+    return Row(name, plan.trained(best.time_shift) + TRAININGS, best.layer)
+
+
 def baselines(study: Study, plan: Plan) -> list[Row]:
     """mlp3 on log Mel, log Mel with neighbours, and the layer of the random networks that is best on dev."""
     layer = best_random_layer(study, plan)
@@ -93,10 +99,11 @@ def best_random_layer(study: Study, plan: Plan) -> int:
 
 def recognised(study: Study, plan: Plan, best: Best) -> list[Row]:
     """What recognisers read: log Mel, the best random layer, and the best trained layer, frozen and fine-tuned."""
-    name, system = f"APC, time shift {best.time_shift}", plan.trained(best.time_shift)
+    row = all_trainings(study, plan, best)
+    name = f"APC, time shift {best.time_shift}"
     return [
         Row("log Mel", "log_mel", 0, shows_layer=False),
         Row("random APC", RANDOM, best_random_layer(study, plan)),
-        Row(name, system, best.layer),
-        Row(f"{name}, fine-tuned", f"{system}_tuned", best.layer),
+        row._replace(name=name),
+        row._replace(name=f"{name}, fine-tuned", system=row.system + TUNED),
     ]

@@ -3,7 +3,8 @@
 The recogniser is the same for all features: standardised frames, stacked by threes, go through one bidirectional GRU
 layer and a linear layer to log posteriors of phones and of CTC's blank. Silence is no phone: it is left to the blank.
 It is trained on a share of the training set; the epoch with the lowest error on dev is kept. One seed determines
-the share, the initial weights and the order of the data. A smaller share is a part of a larger one.
+the share, the initial weights and the order of the data. A smaller share is a part of a larger one. Fine-tuning starts
+from the trained recogniser, and trains the network that computes the features with it for a few epochs.
 """
 
 import copy
@@ -41,11 +42,11 @@ class RecognitionOptions(NamedTuple):
     stack: int = 3  # frames that are one step of the recurrent layer
     dropout: float = 0.2  # after the recurrent layer
     learning_rate: float = 6e-3  # the highest: it rises over the first tenth of training, and falls to 0
-    encoder_learning_rate: float = 5e-4  # the same of a network that is fine-tuned
+    encoder_learning_rate: float = 5e-4  # the same of fine-tuning
     batch_size: int = 16  # utterances
     min_steps: int = 30  # of an epoch, at least: small shares are repeated
     epochs: int = 16
-    fine_tune_epochs: int = 3  # the same with a network that is fine-tuned, where an epoch takes several times as long
+    fine_tune_epochs: int = 3  # after those, where an epoch takes several times as long
     silence: tuple[str, ...] = ("SIL", "SP", "SPN", "sil", "sp", "spn")
 
 
@@ -53,11 +54,11 @@ class Recogniser(nn.Module):
     """[encode, standardise, stack, bidirectional GRU, Linear]: features, or log Mel, to log posteriors of classes."""
 
     def __init__(
-        self, mean: torch.Tensor, std: torch.Tensor, num_phones: int, options: RecognitionOptions,
-        encoder: APCModel | None = None, layer: int = 0,
-    ) -> None:  # fmt: skip
+        self, mean: torch.Tensor, std: torch.Tensor, num_phones: int, options: RecognitionOptions, layer: int = 0
+    ) -> None:
         super().__init__()
-        self.encoder, self.layer = encoder, layer
+        self.layer = layer  # of the encoder
+        self.encoder: APCModel | None = None  # where there is one, the inputs are log Mel
         self.stack, self.dropout = options.stack, options.dropout
         self.register_buffer("mean", mean)  # (size,)
         self.register_buffer("scale", torch.where(std > MIN_STD, 1 / std, 0.0))  # (size,)
@@ -179,7 +180,7 @@ def evaluate(model: Recogniser, data: Labelled, device: torch.device) -> float:
 def recognise(
     corpus: Corpus, features: dict[str, Sequence[torch.Tensor]], fraction: float, seed: int,
     options: RecognitionOptions, device: torch.device, encoder: APCModel | None = None, layer: int = 0,
-) -> dict[str, float]:  # fmt: skip
+) -> list[dict[str, float]]:  # fmt: skip
     """Train a recogniser on a share of train, choose the epoch on dev, and recognise test.
 
     Args:
@@ -189,63 +190,54 @@ def recognise(
         seed: determines the share, the initial weights and the order of the data.
         options: sizes and settings.
         device: where to compute.
-        encoder: a network to fine-tune with the recogniser; the features are what it reads. It is not changed.
-        layer: the encoder's layer that is recognised.
+        encoder: a network that is then trained on with the recogniser. It is not changed.
+        layer: the encoder's layer that the features are of.
 
     Returns:
-        dev_error and error (phone error rates of dev and test, fractions), the labelled minutes and utterances, and
-        the epoch that was kept.
+        The result with the features as they are, and with an encoder that of fine-tuning: dev_error and error (phone
+        error rates of dev and test, fractions), the labelled minutes and utterances, and the epoch that was kept; of
+        fine-tuning it is 0 where no epoch was better than before.
     """
-    train, dev, test = (
-        labelled_share(corpus, features, name, fraction if name == TRAIN else 1, seed, options.silence) for name in SETS
-    )
+
+    def share(inputs: dict[str, Sequence[torch.Tensor]]) -> list[Labelled]:
+        shares = {name: fraction if name == TRAIN else 1 for name in SETS}
+        return [labelled_share(corpus, inputs, name, of, seed, options.silence) for name, of in shares.items()]
+
+    train, dev, test = share(features)
+    minutes = 60 * frames_to_hours(sum(len(train.inputs[index]) for index in train.chosen))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = copy.deepcopy(encoder)
-        mean, std = statistics(train, encoder, layer, device)
-        model = Recogniser(mean, std, len(corpus.labels.phones), options, encoder, layer).to(device)
-        epoch, dev_error = train_recogniser(model, train, dev, options, device)
-    frames = sum(len(train.inputs[index]) for index in train.chosen)
-    return {
-        "dev_error": dev_error,
-        "error": evaluate(model, test, device),
-        "minutes": 60 * frames_to_hours(frames),
-        "utterances": len(train.chosen),
-        "epoch": epoch,
-    }
+        model = Recogniser(*statistics(train), len(corpus.labels.phones), options, layer).to(device)
+        results = [train_recogniser(model, train, dev, test, options, device)]
+        if encoder is not None:
+            model.encoder = copy.deepcopy(encoder).to(device)
+            inputs = share({name: corpus.sets[name].log_mel for name in SETS})
+            results.append(train_recogniser(model, *inputs, options, device))
+    return [{**result, "minutes": minutes, "utterances": len(train.chosen)} for result in results]
 
 
-@torch.no_grad()
-def statistics(
-    data: Labelled, encoder: APCModel | None, layer: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean and the standard deviation of the features of utterances, (size,) each, on the CPU."""
+def statistics(data: Labelled) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean and the standard deviation of the features of utterances, (size,) each."""
     count, total, squares = 0, 0.0, 0.0
     for index in data.chosen:
-        frames = data.inputs[index]
-        if encoder is not None:
-            encoder = encoder.to(device).eval()
-            frames = encode(encoder, frames[None].to(device), torch.tensor([len(frames)]), layer)[0].cpu()
-        frames = frames.double()
+        frames = data.inputs[index].double()
         count, total, squares = count + len(frames), total + frames.sum(0), squares + frames.square().sum(0)
     mean = total / count
     return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
 
 
 def train_recogniser(
-    model: Recogniser, train: Labelled, dev: Labelled, options: RecognitionOptions, device: torch.device
-) -> tuple[int, float]:
-    """Train, and leave the weights of the best epoch on dev. Returns that epoch and its error on dev."""
-    groups = [{"params": [*model.rnns.parameters(), *model.output.parameters()], "lr": options.learning_rate}]
+    model: Recogniser, train: Labelled, dev: Labelled, test: Labelled, options: RecognitionOptions, device: torch.device
+) -> dict[str, float]:
+    """Train, and leave the weights of the best epoch on dev; its number, and the errors of dev and test."""
+    epochs, rate = options.epochs, options.learning_rate
+    best_epoch, best_error, best_weights = 0, math.inf, {}
     if model.encoder is not None:
-        groups.append({"params": list(model.encoder.parameters()), "lr": options.encoder_learning_rate})
-    optimizer = torch.optim.Adam(groups)
-    epochs = options.epochs if model.encoder is None else options.fine_tune_epochs
+        epochs, rate = options.fine_tune_epochs, options.encoder_learning_rate
+        best_error, best_weights = evaluate(model, dev, device), copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), rate)
     steps = max(math.ceil(len(train.chosen) / options.batch_size), options.min_steps)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [group["lr"] for group in groups], epochs * steps, pct_start=0.1, cycle_momentum=False
-    )
-    best_error, best_epoch, best_weights = math.inf, 0, model.state_dict()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps, pct_start=0.1, cycle_momentum=False)
     for epoch in range(1, epochs + 1):
         model.train()
         for inputs, lengths, strings in train.batches(random_batches(train, steps, options.batch_size)):
@@ -257,9 +249,9 @@ def train_recogniser(
             schedule.step()
         error = evaluate(model, dev, device)
         if error < best_error:
-            best_error, best_epoch, best_weights = error, epoch, copy.deepcopy(model.state_dict())
+            best_epoch, best_error, best_weights = epoch, error, copy.deepcopy(model.state_dict())
     model.load_state_dict(best_weights)
-    return best_epoch, best_error
+    return {"dev_error": best_error, "error": evaluate(model, test, device), "epoch": best_epoch}
 
 
 def random_batches(data: Labelled, steps: int, batch_size: int) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from apc_model import APCModel
 from downstream.probing import plots
-from downstream.probing.plan import Best, Plan, Row, baselines, choose_best, recognised
+from downstream.probing.plan import Best, Plan, Row, all_trainings, baselines, choose_best, recognised
 from downstream.probing.plots import labelled_minutes, recognition_errors
 from downstream.probing.scoring import mean_and_deviation, percent
 from downstream.probing.speaker_report import speaker_lines
@@ -57,7 +57,7 @@ class Claim(NamedTuple):
 def table_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """The Markdown table; the best trained layer is bold."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
-    for row in plan.rows():
+    for row in [*plan.rows(), all_trainings(study, plan, best)]:
         errors = [percent(study.errors(*row.result, key)) for key in PHONE_COLUMNS.values()]
         is_linear = row.classifier == LINEAR
         abx = [study.abx(row.system, row.layer, task) if is_linear else [] for task in ABX_COLUMNS.values()]
@@ -94,7 +94,7 @@ def recognition_lines(study: Study, plan: Plan, best: Best) -> list[str]:
 def claim_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """A line for each claim."""
     lines = []
-    errors = mean_and_deviation(study.errors(plan.trained(best.time_shift), best.layer))
+    errors = mean_and_deviation(study.errors(*all_trainings(study, plan, best).result))
     for row in baselines(study, plan):
         claim = Claim(row, errors, mean_and_deviation(study.errors(*row.result)))
         lines.append(f"- against {row.label}, {claim.words}")
@@ -124,7 +124,8 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
         f"{'; '.join(sizes)}. {len(corpus.labels.phones)} phones; always saying {common} is wrong in "
         f"{100 * share:.1f} % of the test frames that have a phone.{late}\n",
         f"Errors in %, mean ± standard deviation over {len(study.seeds)} seeds. A seed decides a probe's first weights "
-        "and its order of the data; of the random networks also their weights. Each APC is trained once. Phone error: "
+        "and its order of the data; of the random networks also their weights, and of the last row those of the whole "
+        "training; the other APC are trained once. Phone error: "
         "each spoken phone is given the phone of the highest mean log posterior over its frames. Layers and the time "
         "shift are chosen on dev, the other errors are of test. APC's features are causal: at t they have seen the "
         f"frames up to t only, as log Mel with {2 * plan.context} frames before and 0 after.\n",
@@ -148,7 +149,7 @@ def write_report(
     plots.plot_prediction(study, model, directory)
     claims = (
         f"The error per frame of a linear classifier on the best trained layer (layer {best.layer} of the model of "
-        f"time shift {best.time_shift}, {plan.epochs} epochs) is"
+        f"time shift {best.time_shift}, {plan.epochs} epochs, {len(study.training_seeds)} trainings) is"
     )
     lines = [*corpus_lines(study, plan), *table_lines(study, plan, best), "", claims, ""]
     lines += [*claim_lines(study, plan, best), "", RECOGNITION, *recognition_lines(study, plan, best), ""]

@@ -6,7 +6,8 @@
     results/recognition__<system>__<layer>__<share>__seed<n>.json
 
 A system is a kind of features: 'log_mel', 'random_seed0', 'ts3_epoch20', ... Log Mel has the single layer 0. 'random'
-stands for the random networks of all seeds, each probed with the seed of its weights.
+stands for the random networks of all seeds, 'ts3_epoch20_trainings' for 'ts3_epoch20', 'ts3_epoch20_seed1', ... of
+several trainings, each probed with the seed of its weights. 'ts3_epoch20_tuned' has been trained on with a recogniser.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ Layers = Mapping[int, FeatureSets]
 MakeFeatures = Callable[[Sequence[int]], Layers]
 LINEAR = "linear"
 ABX_TASKS = ("within", "across")
-RANDOM = "random"
+RANDOM, TRAININGS, TUNED = "random", "_trainings", "_tuned"
 
 
 class StudyOptions(NamedTuple):
@@ -47,17 +48,39 @@ class StudyOptions(NamedTuple):
 class Study:
     """The results of probes, kept in a directory, computed where they are missing.
 
+    Args:
+        corpus: what is probed.
+        directory: of the results.
+        seeds: of probes, recognisers and random networks.
+        training_seeds: of the trainings of one APC, the first the same.
+        options: the settings.
+        device: where to compute.
+
     Attributes:
         no_speakers: why the corpus has no speaker tasks, or an empty string.
     """
 
     def __init__(
-        self, corpus: Corpus, directory: Path, seeds: Sequence[int], options: StudyOptions, device: torch.device
-    ) -> None:
-        self.corpus, self.directory, self.seeds, self.options, self.device = corpus, directory, seeds, options, device
+        self, corpus: Corpus, directory: Path, seeds: Sequence[int], training_seeds: Sequence[int],
+        options: StudyOptions, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.corpus, self.directory, self.options, self.device = corpus, directory, options, device
+        self.seeds, self.training_seeds = seeds, training_seeds
         directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(directory)
         self.no_speakers = self._why_no_speakers()
+
+    def training(self, name: str, seed: int) -> str:
+        """The name of what a training with a seed gives: the first has the plain name."""
+        return name if seed == self.training_seeds[0] else f"{name}_seed{seed}"
+
+    def members(self, system: str) -> list[tuple[str, int]]:
+        """The system in the names of files, and the seed, of each of a system's results."""
+        if system.endswith(TUNED):
+            return [(name + TUNED, seed) for name, seed in self.members(system.removesuffix(TUNED))]
+        if system.endswith(TRAININGS):
+            return [(self.training(system.removesuffix(TRAININGS), seed), seed) for seed in self.training_seeds]
+        return [(f"{RANDOM}_seed{seed}" if system == RANDOM else system, seed) for seed in self.seeds]
 
     def log_mel(self, context: tuple[int, int] = (0, 0)) -> MakeFeatures:
         """A function that makes the features of log Mel with its neighbours."""
@@ -104,31 +127,34 @@ class Study:
         seeds: Sequence[int] | None = None,
         encoder: APCModel | None = None,
     ) -> None:
-        """Recognise from shares of the training set where results are missing; an encoder is fine-tuned."""
+        """Recognise from shares of the training set where results are missing; an encoder is fine-tuned, too."""
         features: FeatureSets | None = None
+        names = [system] if encoder is None else [system, system + TUNED]
         for fraction in fractions:
             for seed in self.seeds if seeds is None else seeds:
-                path = self._recognition_path(system, layer, fraction, seed)
-                if not path.exists():
+                paths = [self._recognition_path(name, layer, fraction, seed) for name in names]
+                if not paths[-1].exists():
                     features = features or next(iter(make_features([layer]).values()))
                     settings = fraction, seed, self.options.recognition, self.device, encoder, layer
-                    write_json(path, recognise(self.corpus, features, *settings))
-                minutes, error = (read_json(path)[key] for key in ("minutes", "error"))
-                tqdm.write(f"{system}, layer {layer}, {minutes:.1f} minutes: phone error rate {percent([error])} %")
+                    for path, result in zip(paths, recognise(self.corpus, features, *settings), strict=True):
+                        write_json(path, result)
+                for name, path in zip(names, paths, strict=True):
+                    minutes, error = (read_json(path)[key] for key in ("minutes", "error"))
+                    tqdm.write(f"{name}, layer {layer}, {minutes:.1f} minutes: phone error rate {percent([error])} %")
 
     def recognition(self, system: str, layer: int, fraction: float) -> list[dict[str, Any]]:
         """The results of recognition from a share of the training set, one for each seed."""
-        paths = [self._recognition_path(self._name(system, seed), layer, fraction, seed) for seed in self.seeds]
+        paths = [self._recognition_path(name, layer, fraction, seed) for name, seed in self.members(system)]
         return [read_json(path) for path in paths if path.exists()]
 
     def abx(self, system: str, layer: int, task: str) -> list[float]:
-        """The ABX errors of a system's layer: of random networks one for each seed; empty where there are none."""
-        paths = {self._abx_path(self._name(system, seed), layer): None for seed in self.seeds}
+        """The ABX errors of a system's layer, one for each network; empty where there are none."""
+        paths = {self._abx_path(name, layer): None for name, _ in self.members(system)}
         return [error for path in paths if path.exists() and (error := read_json(path)[task]) is not None]
 
     def runs(self, system: str, layer: int, classifier: str = LINEAR) -> list[dict[str, Any]]:
         """The phone results of a system's layer, one for each seed."""
-        paths = [self._phones_path(self._name(system, seed), layer, classifier, seed) for seed in self.seeds]
+        paths = [self._phones_path(name, layer, classifier, seed) for name, seed in self.members(system)]
         return [read_json(path) for path in paths if path.exists()]
 
     def errors(self, system: str, layer: int, classifier: str = LINEAR, key: str = "frame_error") -> list[float]:
@@ -141,7 +167,7 @@ class Study:
 
     def speakers(self, system: str, layer: int) -> dict[str, Any]:
         """The errors of speaker tasks, 'cosine', 'lda' and 'identification'; empty where there are none."""
-        path = self._speakers_path(self._name(system, self.seeds[0]), layer)
+        path = self._speakers_path(f"{RANDOM}_seed{self.seeds[0]}" if system == RANDOM else system, layer)
         return read_json(path) if path.exists() else {}
 
     def _has_speakers(self, system: str, layer: int) -> bool:
@@ -165,11 +191,6 @@ class Study:
         except InputError as error:
             return str(error)
         return ""
-
-    @staticmethod
-    def _name(system: str, seed: int) -> str:
-        """The system in the names of files."""
-        return f"{RANDOM}_seed{seed}" if system == RANDOM else system
 
     def _phones_path(self, system: str, layer: int, classifier: str, seed: int) -> Path:
         return self.directory / f"phones__{system}__{layer}__{classifier}__seed{seed}.json"
