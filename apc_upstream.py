@@ -12,9 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from apc_model import APCModel
-from utils.audio.frames import SHIFT_SAMPLES
-from utils.audio.front_ends import find_front_end
-from utils.audio.log_mel import log_mel
+from utils.audio.frames import NUM_MEL_BINS, SAMPLE_RATE, SHIFT_SAMPLES
 from utils.system.errors import InputError
 
 
@@ -35,18 +33,14 @@ class Upstream(nn.Module):
     ) -> None:
         super().__init__()
         frames = model.frame_spec.changed(front_end, dither, norm)
-        if frames.front_end is None or frames.norm is None:
+        if not frames.is_known:
             raise InputError(f"the model reads frames of {frames.describe()}: give front_end and norm")
         if frames.normalizer is None:
             by_utterance = frames.norm.replace("speaker", "utterance").replace("global", "utterance")
             warnings.warn(f"frames were normalised by {frames.norm} in training, here by {by_utterance}", stacklevel=2)
-            frames = frames.changed(norm=by_utterance)
-        self.model, self.front_end = model, find_front_end(frames.front_end, frames.dither)
-        self.normalizer = frames.normalizer
-        if model.mel_dim != self.front_end.num_mel_bins:
-            raise InputError(
-                f"the model reads frames of {model.mel_dim}, but log Mel has {self.front_end.num_mel_bins}"
-            )
+        if model.mel_dim != NUM_MEL_BINS:
+            raise InputError(f"the model reads frames of {model.mel_dim}, but log Mel has {NUM_MEL_BINS}")
+        self.model, self.frame_spec = model, frames
 
     def get_downsample_rates(self, key: str = "hidden_states") -> int:
         """Samples at 16 kHz from one frame to the next."""
@@ -64,11 +58,9 @@ class Upstream(nn.Module):
             last_hidden_state: of the last layer.
             lengths: (batch,), the true frames of each utterance.
         """
-        frames = [self._frames(wav) for wav in wavs]
+        waveforms = (wav.detach().cpu().numpy() for wav in wavs)
+        frames = [torch.from_numpy(self.frame_spec.make_frames(waveform, SAMPLE_RATE)) for waveform in waveforms]
         lengths = torch.tensor([len(x) for x in frames])
         inputs = pad_sequence(frames, batch_first=True).to(next(self.model.parameters()).device)
         _, feats = self.model(inputs, lengths)  # (num_layers, batch, frames, hidden_size)
         return {"hidden_states": feats.unbind(), "last_hidden_state": feats[-1], "lengths": lengths}
-
-    def _frames(self, wav: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self.normalizer.apply(log_mel(wav.detach().cpu().numpy(), front_end=self.front_end)))

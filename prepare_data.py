@@ -15,7 +15,7 @@ from utils.audio.frames import frames_to_hours
 from utils.corpus.arguments import add_source_options, archives_of, audio_options, choose_scaling
 from utils.corpus.audio_tree import find_audio
 from utils.corpus.find_source import find_archives, find_source
-from utils.corpus.preparation import PrepareOptions, Summary, prepare
+from utils.corpus.preparation import MAX_SEQ_LEN, Summary, prepare
 from utils.corpus.sources import PreparedSource, Source, closing_lines
 from utils.kaldi.read_archives import archive_path
 from utils.system.arguments import HelpFormatter, count, positive
@@ -23,7 +23,7 @@ from utils.system.errors import InputError, run_script
 from utils.system.files import refuse_to_remove
 from utils.system.memory import reuse_freed_memory
 
-MAX_SEQ_LEN = 1 << 20  # frames: nearly three hours
+LARGEST_SEQ_LEN = 1 << 20  # frames: nearly three hours
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -41,14 +41,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     source.add_argument("--librispeech_audio", type=Path, metavar="DIR", help=audio)
     add = parser.add_argument
     add("--save_dir", type=Path, required=True, metavar="DIR", help="Write the prepared directory here.")
-    add("--max_seq_len", type=positive, default=1600, metavar="FRAMES", help="Cut or pad utterances to this length.")
+    text = "Cut or pad utterances to this length."
+    add("--max_seq_len", type=positive, default=MAX_SEQ_LEN, metavar="FRAMES", help=text)
     num_workers = "Use this many processes; 0: no extra processes."
     add("--num_workers", type=count, default=os.cpu_count(), metavar="N", help=num_workers)
     add("--overwrite", action="store_true", help="Remove what was prepared in the directory before, and start over.")
     add_source_options(parser)
     args = parser.parse_args(arguments)
-    if args.max_seq_len > MAX_SEQ_LEN:
-        parser.error(f"--max_seq_len must be {MAX_SEQ_LEN} at most")
+    if args.max_seq_len > LARGEST_SEQ_LEN:
+        parser.error(f"--max_seq_len must be {LARGEST_SEQ_LEN} at most")
     return args
 
 
@@ -91,9 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
         refuse_to_remove(args.save_dir, (*read, args.norm_from, args.utt2spk, args.spk2utt))
     source = open_source(args)
     scaling = choose_scaling(args, source)
-    skip_errors = args.on_error == "skip"
-    options = PrepareOptions(args.max_seq_len, args.num_workers, skip_errors, args.overwrite, scaling)
-    report(prepare(source, args.save_dir, options), source, args)
+    settings = args.max_seq_len, args.num_workers, args.on_error == "skip", args.overwrite
+    report(prepare(source, args.save_dir, scaling, *settings), source, args)
 
 
 if __name__ == "__main__":

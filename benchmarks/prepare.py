@@ -31,7 +31,7 @@ from common import MEL_DIM, memory_mb, seconds_of
 from utils.audio.frames import SAMPLE_RATE
 from utils.corpus.audio_tree import find_audio
 from utils.corpus.passes import in_chunks
-from utils.corpus.preparation import PrepareOptions, prepare
+from utils.corpus.preparation import prepare
 from utils.corpus.scaling import Scaling
 from utils.corpus.sources import ArchiveSource, Source
 from utils.corpus.utterance import Utterance
@@ -107,7 +107,7 @@ def make_input(root: Path, args: argparse.Namespace) -> tuple[float, int]:
 
 def median_seconds(root: Path, args: argparse.Namespace) -> dict[str, float]:
     """Median seconds of each variant, in turns, each time in a new process and on a disk that has nothing to do."""
-    prepare(ArchiveSource([root / "in.ark"]), root / "reference", PrepareOptions(MAX_SEQ_LEN, args.num_workers))
+    prepare(ArchiveSource([root / "in.ark"]), root / "reference", Scaling(), MAX_SEQ_LEN, args.num_workers)
     seconds = {name: [] for name in make_variants(root, args)}
     settings = ["--num_workers", str(args.num_workers), "--root", str(root)]
     for _ in range(args.repeats):
@@ -124,7 +124,7 @@ def make_variants(root: Path, args: argparse.Namespace) -> dict[str, Callable[[]
     output = root / "output"
 
     def ours(source: Source, norm: str = "none") -> None:
-        prepare(source, output, PrepareOptions(MAX_SEQ_LEN, args.num_workers, scaling=Scaling(norm)))
+        prepare(source, output, Scaling(norm), MAX_SEQ_LEN, args.num_workers)
 
     def copy() -> None:
         """As much as any input must write."""
@@ -183,8 +183,7 @@ def peak_memory(root: Path, count: int, args: argparse.Namespace) -> float:
 
 def report_memory(archive: Path, num_workers: int) -> None:
     """In a process of its own: prints its peak, and that of its largest worker as often as there are workers."""
-    args = PrepareOptions(100, num_workers, scaling=Scaling("speaker"))
-    prepare(ArchiveSource([archive]), archive.with_suffix(".prepared"), args)
+    prepare(ArchiveSource([archive]), archive.with_suffix(".prepared"), Scaling("speaker"), 100, num_workers)
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(memory_mb("VmHWM") + num_workers * workers)
 

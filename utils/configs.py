@@ -1,8 +1,11 @@
-"""The sizes of a model, under the field names of the released code."""
+"""The sizes of a model, under the field names of the released code; and how it names its checkpoints."""
 
+import re
 from typing import NamedTuple
 
 RNN_TYPES = ("gru", "lstm")
+# bs32-rhl3-rhs512-rd0-adam-res-ts3.pt: batch size, layers, hidden size, dropout, optimizer, residual, time shift
+RELEASED_NAME = re.compile(r"bs\d+-rhl\d+-rhs\d+-rd[\d.]+-\w+(?P<residual>-res)?-ts(?P<time_shift>\d+)")
 
 
 class PrenetConfig(NamedTuple):

@@ -22,7 +22,7 @@ from utils.corpus.audio_source import AudioOptions
 from utils.corpus.frame_spec import UNKNOWN, FrameSpec, check_fit
 from utils.corpus.normalization import Normalizer, scope
 from utils.corpus.output_directory import SKIPPED_FILE
-from utils.corpus.preparation import PrepareOptions, prepare
+from utils.corpus.preparation import prepare
 from utils.corpus.scaling import Scaling
 from utils.corpus.sources import closing_lines
 from utils.corpus.speakers import BY_MAP, Speakers
@@ -119,11 +119,11 @@ def prepare_set(splits: Splits, name: str, prepared: Path, args: argparse.Namesp
     """Prepare one set, in a global mode by the statistics of train, and print what was not read."""
     if scope(scaling.norm) == "global" and name != TRAIN and not scaling.given:
         scaling = scaling._replace(given=Normalizer.load(prepared / TRAIN))
-    options = PrepareOptions(num_workers=args.num_workers, skip_errors=args.on_error == "skip", scaling=scaling)
-    directory = prepared / name
-    skipped = prepare(splits.sources[name], directory, options).skipped
+    source, directory = splits.sources[name], prepared / name
+    settings = {"num_workers": args.num_workers, "skip_errors": args.on_error == "skip"}
+    skipped = prepare(source, directory, scaling, **settings).skipped
     lines = [f"{skipped} utterances skipped: {directory / SKIPPED_FILE} lists them"] if skipped else []
-    for line in lines + closing_lines(splits.sources[name], directory):
+    for line in lines + closing_lines(source, directory):
         print(f"{name}: {line}")
 
 

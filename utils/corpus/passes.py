@@ -1,4 +1,4 @@
-"""One pass over the utterances of a source: several processes, a progress bar, and a list of what is skipped."""
+"""Passes over the utterances of a source: several processes, a progress bar, and a list of what is skipped."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -22,33 +22,37 @@ Of = TypeVar("Of", bound=Utterance)
 
 
 class Pass:
-    """A pass over utterances; `map` does the work, `skip` decides what an error means.
+    """A pass over utterances, or several; `map` does the work of one, `skip` decides what an error means.
 
     Args:
-        source, label: what the progress bar counts, and says.
+        source: what the progress bar counts.
         num_workers: processes; 0 works in this one.
         skip_errors: skip bad utterances, and list them, instead of stopping.
         stop: checked after each chunk of utterances.
 
     Attributes:
-        skipped: for each skipped utterance its id, a tab, and the reason.
-        bar: the progress bar.
-        first: location and mel_dim of the first good utterance, which all must have.
+        skipped: for each utterance that the last pass skipped its id, a tab, and the reason.
+        bar: its progress bar.
+        first: location and mel_dim of its first good utterance, which all must have.
     """
 
-    def __init__(self, source: Source, label: str, num_workers: int, skip_errors: bool, stop: StopRequest) -> None:
-        self.num_workers, self.skip_errors, self.stop = num_workers, skip_errors, stop
+    bar: tqdm
+
+    def __init__(self, source: Source, num_workers: int, skip_errors: bool, stop: StopRequest) -> None:
+        self.source, self.num_workers, self.skip_errors, self.stop = source, num_workers, skip_errors, stop
         self.skipped: list[str] = []
-        self.bar = tqdm(desc=label, total=source.total(), unit=source.unit, unit_scale=source.unit == "B", disable=None)
         self.first: tuple[str, int] | None = None
 
-    def map(self, work: Callable[[Utterance], T], utterances: Iterable[Of]) -> Iterator[tuple[Of, T]]:
+    def map(self, label: str, work: Callable[[Utterance], T], utterances: Iterable[Of]) -> Iterator[tuple[Of, T]]:
         """Yield each utterance with work(utterance), in order; an utterance whose work raises InputError is skipped.
 
         Raises:
             InputError: an utterance is bad, and errors are not skipped.
             Stopped: a signal came.
         """
+        total, unit = self.source.total(), self.source.unit
+        self.bar = tqdm(desc=label, total=total, unit=unit, unit_scale=unit == "B", disable=None)
+        self.skipped, self.first = [], None
         results = ordered_map(partial(_attempt, work), in_chunks(utterances), self.num_workers)
         with self.bar, contextlib.closing(results):
             for chunk, outcomes in results:

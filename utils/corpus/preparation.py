@@ -23,26 +23,9 @@ from utils.system.files import remove_made
 from utils.system.signals import StopRequest
 
 FACTS = {"frames": int, "mel_dim": int, "truncated": bool}  # recorded of each utterance
+MAX_SEQ_LEN = 1600  # frames
 RAW_FOLDER = ".raw"  # where an earlier version kept raw frames until a job was done
 MAX_MEL_DIM = 1 << 14  # a frame of more numbers is a file of something else
-
-
-class PrepareOptions(NamedTuple):
-    """The settings of a preparation.
-
-    Attributes:
-        max_seq_len: frames of every tensor.
-        num_workers: processes; 0 works in this one.
-        skip_errors: skip bad utterances, and list them, instead of stopping.
-        overwrite: start over whatever an earlier job left.
-        scaling: how frames are scaled.
-    """
-
-    max_seq_len: int = 1600
-    num_workers: int = 0
-    skip_errors: bool = False
-    overwrite: bool = False
-    scaling: Scaling = Scaling()
 
 
 class Summary(NamedTuple):
@@ -68,22 +51,40 @@ def write_tensor(utterance: Utterance, directory: Path, max_seq_len: int) -> dic
     return {"frames": length, "mel_dim": mel_dim, "truncated": truncated, "remark": utterance.remark()}
 
 
-def prepare(source: Source, save_dir: str | Path, options: PrepareOptions) -> Summary:
+def prepare(
+    source: Source,
+    save_dir: str | Path,
+    scaling: Scaling,
+    max_seq_len: int = MAX_SEQ_LEN,
+    num_workers: int = 0,
+    skip_errors: bool = False,
+    overwrite: bool = False,
+) -> Summary:
     """Fill a prepared directory, or continue to fill it.
+
+    Args:
+        source: the utterances.
+        save_dir: the directory.
+        scaling: how frames are scaled.
+        max_seq_len: frames of every tensor.
+        num_workers, skip_errors: as of `Pass`.
+        overwrite: start over whatever an earlier job left.
 
     Raises:
         InputError: bad input, or a directory of something else.
         Stopped: by a signal; the same call continues.
     """
-    made_from = source.describe() | {"max_seq_len": options.max_seq_len, **options.scaling.describe()}
+    made_from = source.describe() | {"max_seq_len": max_seq_len, **scaling.describe()}
     with (
         StopRequest("run the same command again to continue") as stop,
-        OutputDirectory(save_dir, made_from, options.overwrite, extra_files, FACTS, overwrite_released=True) as out,
+        OutputDirectory(save_dir, made_from, overwrite, extra_files, FACTS, overwrite_released=True) as out,
     ):
         if not out.complete:
-            scaling, num_workers = options.scaling, options.num_workers
-            normalizer = find_normalizer(source, scaling, out.path, num_workers, options.skip_errors, stop)
-            _write_tensors(source, scaled(source, normalizer, scaling.speakers), out, options, stop)
+            if scaling.norm != "none":
+                remove_made(out.path, (RAW_FOLDER,))
+            reading = Pass(source, num_workers, skip_errors, stop)
+            normalizer = find_normalizer(reading, scaling, out.path)
+            _write_tensors(reading, scaled(source, normalizer, scaling.speakers), out, max_seq_len)
         return _summarize(out)
 
 
@@ -92,33 +93,28 @@ def extra_files(made_from: dict[str, Any]) -> tuple[str, ...]:
     return () if made_from.get("norm", "none") == "none" else (NORMALIZATION_FILE, RAW_FOLDER)
 
 
-def _write_tensors(
-    source: Source, utterances: Iterable[Utterance], out: OutputDirectory, options: PrepareOptions, stop: StopRequest
-) -> None:
+def _write_tensors(reading: Pass, utterances: Iterable[Utterance], out: OutputDirectory, max_seq_len: int) -> None:
     """Write every tensor that is not there yet, then lengths.pkl."""
     order: list[str] = []
-    writing = Pass(source, "writing tensors", options.num_workers, options.skip_errors, stop)
 
     def is_done_or_claimed(utterance: Utterance) -> bool:
         if not out.has(utterance.id):
             out.claim(utterance.id)
             return False
         # the size that all must have is that of the first utterance, written in this run or before
-        writing.first = writing.first or (utterance.location, out.done[utterance.id]["mel_dim"])
+        reading.first = reading.first or (utterance.location, out.done[utterance.id]["mel_dim"])
         return True
 
-    work = partial(write_tensor, directory=out.path, max_seq_len=options.max_seq_len)
-    for utterance, facts in writing.map(work, remaining(utterances, is_done_or_claimed, order)):
-        if writing.has_size(utterance, facts["mel_dim"]):
+    work = partial(write_tensor, directory=out.path, max_seq_len=max_seq_len)
+    for utterance, facts in reading.map("writing tensors", work, remaining(utterances, is_done_or_claimed, order)):
+        if reading.has_size(utterance, facts["mel_dim"]):
             out.record(utterance.id, **facts)
     lengths = {name: out.done[name]["frames"] for name in order if out.has(name)}
     if not lengths:
-        skipped = writing.skipped
+        skipped = reading.skipped
         reason = f": all {len(skipped)} were skipped, the first: {skipped[0]}" if skipped else ""
         raise InputError(f"no utterance to prepare in the input{reason}")
-    if options.scaling.norm != "none":
-        remove_made(out.path, (RAW_FOLDER,))
-    out.finish(lengths, writing.skipped)
+    out.finish(lengths, reading.skipped)
 
 
 def _summarize(out: OutputDirectory) -> Summary:

@@ -25,7 +25,6 @@ from utils.corpus.sources import Source
 from utils.corpus.speakers import Speakers
 from utils.corpus.utterance import BadUtterance, Utterance
 from utils.system.errors import InputError
-from utils.system.signals import StopRequest
 
 
 class Scaling(NamedTuple):
@@ -122,9 +121,7 @@ def _change_each(source: Source, change: Callable[[Utterance], Utterance]) -> It
         yield utterance
 
 
-def find_normalizer(
-    source: Source, scaling: Scaling, directory: Path, num_workers: int, skip_errors: bool, stop: StopRequest
-) -> Normalizer:
+def find_normalizer(reading: Pass, scaling: Scaling, directory: Path) -> Normalizer:
     """The normalisation of a job, kept in normalization.json of its output directory.
 
     Statistics that are not there yet take a pass over the source, added up in the order of the utterances: the same
@@ -138,15 +135,13 @@ def find_normalizer(
     elif path.exists():
         return Normalizer.load(path)
     else:
-        normalizer = _gather_statistics(source, scaling, num_workers, skip_errors, stop)
+        normalizer = _gather_statistics(reading, scaling)
     if normalizer.mode != "none":
         normalizer.save(path)
     return normalizer
 
 
-def _gather_statistics(
-    source: Source, scaling: Scaling, num_workers: int, skip_errors: bool, stop: StopRequest
-) -> Normalizer:
+def _gather_statistics(reading: Pass, scaling: Scaling) -> Normalizer:
     """The mean and variance of each speaker, or of all, from a pass over the source.
 
     Raises:
@@ -160,9 +155,9 @@ def _gather_statistics(
         return utterance
 
     sums: dict[str, np.ndarray] = {}
-    statistics_pass = Pass(source, "gathering statistics", num_workers, skip_errors, stop)
-    for utterance, of_utterance in statistics_pass.map(sum_of_frames, _change_each(source, check_speaker)):
-        if statistics_pass.has_size(utterance, of_utterance.shape[1] - 1):
+    utterances = _change_each(reading.source, check_speaker)
+    for utterance, of_utterance in reading.map("gathering statistics", sum_of_frames, utterances):
+        if reading.has_size(utterance, of_utterance.shape[1] - 1):
             group = speakers.group(utterance, over)
             sums[group] = sums.get(group, 0) + of_utterance
     statistics = {name: mean_and_std(of_speaker, mode) for name, of_speaker in sums.items()}

@@ -5,7 +5,6 @@ with another front end or normalisation that ratio is higher. Errors are means o
 """
 
 import argparse
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from utils.audio.front_ends import FRONT_ENDS
+from utils.configs import RELEASED_NAME
 from utils.corpus.arguments import audio_options, choose_scaling
 from utils.corpus.audio_source import AudioSource
 from utils.corpus.find_source import find_source
@@ -38,7 +38,6 @@ PADDED_FRAMES = 1600  # of an utterance, in the released code
 RUNS, RUN_LENGTH = 8, 5  # of utterances that follow each other: of one speaker, mostly, for his mean
 MAX_LISTED = 20000  # utterances to choose from
 BATCH = 8
-RELEASED_NAME = re.compile(r"bs\d+-rhl\d+-rhs\d+-rd[\d.]+-\w+-res-ts\d+")
 # The author's (issues 1 and 3 of the released repository), padding counted: training on train-clean-360, and dev-clean
 AUTHORS_LOSSES = {
     1: (0.53, 0.29454),
@@ -145,7 +144,7 @@ def check(model: "APCModel", args: argparse.Namespace) -> None:
         found[made.describe() + (", as the model's" if is_own else "")] = errors
     _print(found, model.time_shift)
     released = RELEASED_NAME.search(Path(args.checkpoint).name)
-    if released and (losses := AUTHORS_LOSSES.get(model.time_shift)):
+    if released and released["residual"] and (losses := AUTHORS_LOSSES.get(model.time_shift)):
         print(f"the author's, with padding: {losses[0]} in training on train-clean-360, {losses[1]} on dev-clean")
 
 
@@ -163,9 +162,10 @@ def _read(source: Source, scaling: Scaling, skip_errors: bool) -> list[np.ndarra
     """The frames of a part of a source, scaled; by statistics of that part, where they are to be gathered."""
     part = Part.of(source)
     with StopRequest("nothing was written") as stop, tempfile.TemporaryDirectory() as directory:
-        normalizer = find_normalizer(part, scaling, Path(directory), 0, skip_errors, stop)
-        reading = Pass(part, "reading", 0, skip_errors, stop)
-        return [frames for _, frames in reading.map(Utterance.load, scaled(part, normalizer, scaling.speakers))]
+        reading = Pass(part, 0, skip_errors, stop)
+        normalizer = find_normalizer(reading, scaling, Path(directory))
+        utterances = scaled(part, normalizer, scaling.speakers)
+        return [frames for _, frames in reading.map("reading", Utterance.load, utterances)]
 
 
 def _print(found: dict[str, Errors], time_shift: int) -> None:

@@ -6,6 +6,7 @@ like all others, the state of the recurrent layers carried over. A job that was 
 in other batches perhaps, so that its features equal those of an uninterrupted one to float precision.
 """
 
+import argparse
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
@@ -18,14 +19,12 @@ from torch.nn.utils.rnn import pad_sequence
 from utils.audio.frames import FRAMES_PER_SECOND
 from utils.corpus.output_directory import OutputDirectory
 from utils.corpus.passes import Pass, remaining
-from utils.corpus.sources import Source
 from utils.corpus.utterance import Utterance, UtteranceError
 from utils.features.feature_files import FeatureWriter
 from utils.rnn.layer import State
 from utils.rnn.packing import Packing
 from utils.rnn.precision import autocast
 from utils.system.errors import InputError, one_line
-from utils.system.signals import StopRequest
 
 if TYPE_CHECKING:
     from apc_model import APCModel
@@ -33,26 +32,6 @@ if TYPE_CHECKING:
 POOL_BATCHES = 8
 POOL_FRAMES = 1 << 18  # in memory: 84 MB of 80-dim frames
 ALL_LAYERS, MEAN_OF_LAYERS = "all", "mean"
-
-
-class ExtractOptions(NamedTuple):
-    """The settings of an extraction.
-
-    Attributes:
-        layer: '-1' or another number, 'all' or 'mean'.
-        batch_size: utterances per batch.
-        chunk: frames of each utterance that are computed at a time.
-        num_workers: processes that read; 0 reads in this one.
-        skip_errors: skip bad utterances, and list them, instead of stopping.
-        precision: of the matrix products, 'fp32' or 'bf16'.
-    """
-
-    layer: str = "-1"
-    batch_size: int = 32
-    chunk: int = 1000
-    num_workers: int = 0
-    skip_errors: bool = False
-    precision: str = "fp32"
 
 
 class Member(NamedTuple):
@@ -88,27 +67,20 @@ class Extraction:
 
     Args:
         model: in eval mode.
-        source: whose utterances are read, for the progress bar.
+        reading: reads the utterances; its request to stop is checked after each piece of a batch, too.
         out: the directory, open.
         files: writes features into it.
-        options: the settings.
-        stop: checked after each utterance that is read and each piece of a batch.
+        args: --layer, --batch_size, --chunk and --precision.
     """
 
     def __init__(
-        self,
-        model: "APCModel",
-        source: Source,
-        out: OutputDirectory,
-        files: FeatureWriter,
-        options: ExtractOptions,
-        stop: StopRequest,
+        self, model: "APCModel", reading: Pass, out: OutputDirectory, files: FeatureWriter, args: argparse.Namespace
     ) -> None:
-        self.model, self.out, self.files, self.options, self.stop = model, out, files, options, stop
-        self.layers = pick_layers(options.layer, model.num_feats)
+        self.model, self.out, self.files, self.args = model, out, files, args
+        self.layers = pick_layers(args.layer, model.num_feats)
         self.device = next(model.parameters()).device
         self.frames, self.seconds = 0, 0.0
-        self._pass = Pass(source, "extracting", options.num_workers, options.skip_errors, stop)
+        self._pass = reading
 
     def run(self, utterances: Iterable[Utterance]) -> None:
         """Write the features of every utterance, in batches, then complete the directory.
@@ -123,8 +95,8 @@ class Extraction:
         with contextlib.closing(self._pools(todo)) as pools:
             for pool in pools:
                 pool.sort(key=lambda member: member.length)
-                for start in range(0, len(pool), self.options.batch_size):
-                    self._run_batch(pool[start : start + self.options.batch_size])
+                for start in range(0, len(pool), self.args.batch_size):
+                    self._run_batch(pool[start : start + self.args.batch_size])
         done = {name: self.out.done[name]["frames"] for name in order if self.files.has(name)}
         if not done:
             first = f": {one_line(self._pass.skipped[0], 200)}" if self._pass.skipped else ""
@@ -139,11 +111,11 @@ class Extraction:
     def _pools(self, utterances: Iterable[Utterance]) -> Iterator[list[Member]]:
         """Utterances in pools, read but for the long ones."""
         pool, in_memory = [], 0
-        with contextlib.closing(self._pass.map(_read_unless_long, utterances)) as members:
+        with contextlib.closing(self._pass.map("extracting", _read_unless_long, utterances)) as members:
             for _, member in members:
                 pool.append(member)
                 in_memory += 0 if member.frames is None else member.length
-                if len(pool) == POOL_BATCHES * self.options.batch_size or in_memory >= POOL_FRAMES:
+                if len(pool) == POOL_BATCHES * self.args.batch_size or in_memory >= POOL_FRAMES:
                     yield pool
                     pool, in_memory = [], 0
         if pool:
@@ -151,7 +123,7 @@ class Extraction:
 
     def _run_batch(self, batch: list[Member]) -> None:
         """Compute the features of a batch, and write them."""
-        num_layers = 1 if self.options.layer == MEAN_OF_LAYERS else len(self.layers)
+        num_layers = 1 if self.args.layer == MEAN_OF_LAYERS else len(self.layers)
         size = self.model.rnn_config.hidden_size
         with contextlib.ExitStack() as stack:
             spools = [stack.enter_context(contextlib.closing(self.files.spool(num_layers, size))) for _ in batch]
@@ -189,7 +161,7 @@ class Extraction:
         Yields:
             The number of an utterance, and float32 (layers, frames, hidden_size) of its next frames.
         """
-        readers = [in_pieces(member.blocks(), self.options.chunk) for member in batch]
+        readers = [in_pieces(member.blocks(), self.args.chunk) for member in batch]
         running, state = list(range(len(batch))), ()
         while running:
             pieces = {}
@@ -208,7 +180,7 @@ class Extraction:
             features, state = self._piece_features(list(pieces.values()), state)
             yield from zip(pieces, features, strict=True)
             running = list(pieces)  # the order of the state
-            self.stop.check()
+            self._pass.stop.check()
 
     def _piece_features(self, pieces: list[np.ndarray], state: State) -> tuple[list[np.ndarray], State]:
         """The features of pieces (frames, mel_dim), each (layers, frames, hidden_size), and the state after them."""
@@ -217,10 +189,10 @@ class Extraction:
         longest = inputs.size(1)
         packing = Packing.from_lengths(lengths, longest, self.device)
         packed = inputs.to(self.device).flatten(0, 1)[packing.index]  # (frames, mel_dim)
-        with autocast(self.device, self.options.precision):
+        with autocast(self.device, self.args.precision):
             outputs, state = self.model.encode(packed, packing, state, self.layers)
         outputs = torch.stack(outputs).float()  # (layers, frames, hidden_size)
-        if self.options.layer == MEAN_OF_LAYERS:
+        if self.args.layer == MEAN_OF_LAYERS:
             outputs = outputs.mean(0, keepdim=True)
         padded = outputs.new_zeros(outputs.size(0), len(pieces) * longest, outputs.size(2))
         padded.index_copy_(1, packing.index, outputs)

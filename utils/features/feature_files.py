@@ -100,25 +100,21 @@ class Spool:
 
 def write_pt(file: BinaryIO, spool: Spool, shape: tuple[int, ...]) -> None:
     """Write what torch.save would write of a tensor of this shape, which is never whole in memory."""
-    storage, strides = object(), torch.empty(shape, device="meta").stride()
+    tensor, storage = torch.empty(shape, device="meta"), object()
 
     class TensorPickler(pickle.Pickler):
-        """Names the storage as PyTorch does."""
+        """Pickles the tensor, and names its storage, as PyTorch does."""
 
-        def persistent_id(self, value: Any) -> Any:
-            if value is storage:
-                return "storage", STORAGES[spool.dtype], "0", "cpu", spool.num_layers * spool.frames * spool.size
-            return None
+        def persistent_id(self, value: Any) -> tuple | None:
+            return ("storage", STORAGES[spool.dtype], "0", "cpu", tensor.numel()) if value is storage else None
 
-    class Tensor:
-        """Pickles as a tensor does."""
-
-        def __reduce__(self) -> tuple:
-            return torch._utils._rebuild_tensor_v2, (storage, 0, shape, strides, False, OrderedDict())
+        def reducer_override(self, value: Any) -> Any:
+            rebuilt = storage, 0, shape, tensor.stride(), False, OrderedDict()
+            return (torch._utils._rebuild_tensor_v2, rebuilt) if value is tensor else NotImplemented
 
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo("archive/data.pkl"), "w") as member:
-            TensorPickler(member, protocol=2).dump(Tensor())
+            TensorPickler(member, protocol=2).dump(tensor)
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), sys.byteorder)
         with archive.open(zipfile.ZipInfo("archive/data/0"), "w", force_zip64=True) as member:
             for block in spool.blocks():

@@ -12,9 +12,10 @@ from utils.corpus.audio_source import AudioSource
 from utils.corpus.find_source import find_source
 from utils.corpus.frame_spec import check_fit
 from utils.corpus.output_directory import OutputDirectory
+from utils.corpus.passes import Pass
 from utils.corpus.scaling import Scaling, find_normalizer, scaled
 from utils.corpus.sources import Source, closing_lines
-from utils.features.extraction import Extraction, ExtractOptions, pick_layers
+from utils.features.extraction import ALL_LAYERS, Extraction, pick_layers
 from utils.features.feature_files import ARK_FACTS, FACTS, check_archive, extra_files, open_features
 from utils.kaldi.read_archives import archive_path
 from utils.system.errors import InputError
@@ -52,7 +53,8 @@ def extract(model: "APCModel", args: argparse.Namespace) -> None:
     ):
         speed = "was complete before"
         if not out.complete:
-            speed = f"real-time factor {_fill(out, model, source, scaling, args, stop):.4f}"
+            reading = Pass(source, args.load_data_workers, args.on_error == "skip", stop)
+            speed = f"real-time factor {_fill(out, model, reading, scaling, args):.4f}"
         elif args.format == "ark":
             check_archive(save_dir)
         lengths = out.lengths()
@@ -63,22 +65,12 @@ def extract(model: "APCModel", args: argparse.Namespace) -> None:
     print(f"{save_dir}: features of {len(lengths)} utterances, {frames} frames, {hours:.2f} hours, {speed}")
 
 
-def _fill(
-    out: OutputDirectory,
-    model: "APCModel",
-    source: Source,
-    scaling: Scaling,
-    args: argparse.Namespace,
-    stop: StopRequest,
-) -> float:
+def _fill(out: OutputDirectory, model: "APCModel", reading: Pass, scaling: Scaling, args: argparse.Namespace) -> float:
     """Complete a directory; returns the real-time factor."""
-    skip_errors = args.on_error == "skip"
-    normalizer = find_normalizer(source, scaling, out.path, args.load_data_workers, skip_errors, stop)
-    numbers = args.batch_size, args.chunk, args.load_data_workers
-    options = ExtractOptions(args.layer, *numbers, skip_errors, args.precision)
-    with contextlib.closing(open_features(out, args.format, args.layer == "all", args.half)) as files:
-        extraction = Extraction(model, source, out, files, options, stop)
-        extraction.run(scaled(source, normalizer, scaling.speakers))
+    normalizer = find_normalizer(reading, scaling, out.path)
+    with contextlib.closing(open_features(out, args.format, args.layer == ALL_LAYERS, args.half)) as files:
+        extraction = Extraction(model, reading, out, files, args)
+        extraction.run(scaled(reading.source, normalizer, scaling.speakers))
     return extraction.real_time_factor()
 
 

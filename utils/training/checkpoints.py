@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from utils.audio.front_ends import FRONT_ENDS, UNRECORDED_FRONT_END
-from utils.configs import RNN_TYPES, PrenetConfig, RNNConfig
+from utils.configs import RELEASED_NAME, RNN_TYPES, PrenetConfig, RNNConfig
 from utils.corpus.frame_spec import FrameSpec
 from utils.system.errors import InputError, one_line
 from utils.system.files import read_json
@@ -24,8 +24,6 @@ from utils.system.reading import read_bytes
 from utils.system.untrusted import load_untrusted
 from utils.training import s3prl_frames
 
-# bs32-rhl3-rhs512-rd0-adam-res-ts3.pt: batch size, layers, hidden size, dropout, optimizer, residual, time shift
-RELEASED_NAME = re.compile(r"bs\d+-rhl\d+-rhs\d+-rd[\d.]+-\w+(?P<residual>-res)?-ts(?P<time_shift>\d+)")
 SAFETENSORS_SUFFIX = ".safetensors"
 CONFIG_KEY = "apc_config"  # in the metadata of a file: JSON of what `describe_config` gives
 FRAMES_KEY = "frames"  # in that, and in config.json: what `FrameSpec.to_json` gives
