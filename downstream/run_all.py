@@ -15,7 +15,7 @@ An interrupted run continues with the same command. Writes, below --save_dir:
 
     prepared/  models/  results/      log-Mel frames, experiments of train_apc.py, a JSON file for each result
     speakers/                         the same of --speaker_data
-    report/report.md, *.png           the table, the claims, and figures
+    report/report.md, *.png, *.pdf    the table, the claims, and figures
 """
 
 import sys
@@ -28,6 +28,7 @@ import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 import argparse
 import hashlib
 import json
+import shlex
 from functools import partial
 
 import torch
@@ -47,7 +48,7 @@ from downstream.probing.arguments import (
 from downstream.probing.corpus import DEFAULT_NORM, load_corpus, load_speaker_corpus
 from downstream.probing.plan import Best, Plan, choose_best, recognised
 from downstream.probing.probes import CLASSIFIERS
-from downstream.probing.report import write_report
+from downstream.probing.report import head_lines, write_report
 from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.study import RANDOM, Study, StudyOptions
 from downstream.probing.training import checkpoint_path, train
@@ -61,7 +62,7 @@ from utils.system.files import lock_directory, read_json, refuse_other_files, re
 
 CONFIG_FILE = "config.json"
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers"}
-MAY_CHANGE |= {"training_seeds", "on_error", "quick", "any_frames", "fractions", "speaker_data"}
+MAY_CHANGE |= {"command", "training_seeds", "on_error", "quick", "any_frames", "fractions", "speaker_data"}
 RECIPE = "rnn_type", "rnn_dropout", "learning_rate", "lr_schedule", "batch_size", "loss", "precision"  # of train_apc.py
 QUICK = {"time_shifts": [1, 3], "epochs": 3, "hidden_size": 64, "seeds": 2, "training_seeds": 2, "probe_epochs": 4}
 QUICK |= {"probe_hidden_size": 64, "fractions": [1.0, 0.5], "recogniser_epochs": 1, "recogniser_min_steps": 5}
@@ -94,6 +95,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--seeds and --training_seeds must be 2 at least: claims are judged by deviations between seeds")
     if args.rnn_dropout >= 1:
         parser.error(f"--rnn_dropout is {args.rnn_dropout:g}, not below 1")
+    given = sys.argv[1:] if arguments is None else arguments
+    args.command = shlex.join(["python", "downstream/run_all.py", *given])
     args.time_shifts, args.fractions = sorted(set(args.time_shifts)), sorted(set(args.fractions), reverse=True)
     return args
 
@@ -224,7 +227,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_pretrained(paths[args.seed], device)
     recognise(study, args, plan, best, paths)
     speakers = verify_speakers(args, plan, device)
-    report = write_report(study, plan, model, args.save_dir / "report", speakers)
+    report = write_report(head_lines(args), study, plan, model, args.save_dir / "report", speakers)
     print(report.read_text(encoding="utf-8"), report, sep="\n")
 
 

@@ -1,6 +1,8 @@
 """The Markdown report: the corpus, the table, the claims and the figures."""
 
+import argparse
 import math
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.splits import SETS, TEST, TRAIN
 from downstream.probing.study import LINEAR, Study
 from utils.audio.frames import frames_to_hours
+from utils.system.errors import brief, one_line
 from utils.system.files import atomic_write
 
 PHONE_COLUMNS = {"frame error, dev": "dev_error", "frame error": "frame_error", "phone error": "segment_error"}
@@ -25,6 +28,8 @@ COLUMNS = ("features", "layer", "classifier", *PHONE_COLUMNS, *ABX_COLUMNS, *SPE
 RECOGNITION = """Phone error rates (%) of a small recogniser, trained by CTC on shares of train. Each seed draws its own
 shares, and all of dev determines the epoch that is kept:
 """
+CORPUS = "## Corpus and method"
+MAX_COMMAND = 2000  # characters
 MIN_DEVIATIONS = 2  # of a difference that counts
 
 
@@ -101,6 +106,19 @@ def claim_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     return lines
 
 
+def head_lines(args: argparse.Namespace) -> list[str]:
+    """The title, the date, the command and every setting."""
+    settings = {name: value for name, value in sorted(vars(args).items()) if name != "command" and value is not None}
+    shown = (f"{name} {brief(' '.join(map(str, v)) if isinstance(v, list) else v)}" for name, v in settings.items())
+    return [
+        f"# What APC learns of {args.data.resolve().name}\n",
+        f"Written on {date.today().isoformat()} by\n",
+        f"    {one_line(args.command, MAX_COMMAND)}\n",
+        f"Settings: {', '.join(shown)}.\n",
+        f"{CORPUS}\n",
+    ]
+
+
 def corpus_lines(study: Study, plan: Plan) -> list[str]:
     """The corpus and the method, in sentences."""
     corpus = study.corpus
@@ -136,9 +154,9 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
 
 
 def write_report(
-    study: Study, plan: Plan, model: APCModel, directory: Path, speakers: SpeakerStudy | None = None
+    head: list[str], study: Study, plan: Plan, model: APCModel, directory: Path, speakers: SpeakerStudy | None = None
 ) -> Path:
-    """Write report.md and its figures, with predictions of a model, into a directory; return its path."""
+    """Write report.md, which begins with a head, and its figures, with predictions of a model; return its path."""
     directory.mkdir(parents=True, exist_ok=True)
     best = choose_best(study, plan)
     plots.plot_layers(study, plan, directory)
@@ -151,7 +169,7 @@ def write_report(
         f"The error per frame of a linear classifier on the best trained layer (layer {best.layer} of the model of "
         f"time shift {best.time_shift}, {plan.epochs} epochs, {len(study.training_seeds)} trainings) is"
     )
-    lines = [*corpus_lines(study, plan), *table_lines(study, plan, best), "", claims, ""]
+    lines = [*head, *corpus_lines(study, plan), *table_lines(study, plan, best), "", claims, ""]
     lines += [*claim_lines(study, plan, best), "", RECOGNITION, *recognition_lines(study, plan, best), ""]
     lines += speaker_lines(speakers, plan) if speakers else []
     lines += [
