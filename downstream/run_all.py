@@ -15,7 +15,8 @@ An interrupted run continues with the same command. Writes, below --save_dir:
 
     prepared/  models/  results/      log-Mel frames, experiments of train_apc.py, a JSON file for each result
     speakers/                         the same of --speaker_data
-    report/report.md, *.png, *.pdf    the table, the claims, and figures
+    report/summary.md                 the main systems, and whether the claims of the papers hold
+    report/report.md, *.png, *.pdf    every system, and figures
 """
 
 import sys
@@ -51,6 +52,7 @@ from downstream.probing.probes import CLASSIFIERS
 from downstream.probing.report import head_lines, write_report
 from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.study import RANDOM, Study, StudyOptions
+from downstream.probing.summary import write_summary
 from downstream.probing.training import checkpoint_path, train
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
@@ -160,7 +162,11 @@ def probe_checkpoint(study: Study, store: Path, plan: Plan, time_shift: int, epo
 
 
 def train_again(study: Study, args: argparse.Namespace, plan: Plan, best: Best, store: Path) -> dict[int, Path]:
-    """Train the best model with the other seeds as well, and probe the best layer. Returns the weights by seed."""
+    """Train the best model with the other seeds as well, and probe the best, the first and the last layer.
+
+    Returns:
+        The path of the weights by seed.
+    """
     paths = {}
     for seed in study.training_seeds:
         experiment = study.training(plan.experiment(best.time_shift), seed)
@@ -169,6 +175,7 @@ def train_again(study: Study, args: argparse.Namespace, plan: Plan, best: Best, 
         system = study.training(plan.trained(best.time_shift), seed)
         features = study.hidden_states(partial(load_pretrained, paths[seed]))
         study.classify(system, [best.layer], features, seeds=[seed], with_abx=True)
+        study.classify(system, sorted({plan.layers[0], plan.layers[-1]} - {best.layer}), features, seeds=[seed])
     return paths
 
 
@@ -228,7 +235,8 @@ def run(args: argparse.Namespace) -> None:
     recognise(study, args, plan, best, paths)
     speakers = verify_speakers(args, plan, device)
     report = write_report(head_lines(args), study, plan, model, args.save_dir / "report", speakers)
-    print(report.read_text(encoding="utf-8"), report, sep="\n")
+    summary = write_summary(study, plan, args.save_dir / "report", speakers)
+    print(*(path.read_text(encoding="utf-8") for path in (report, summary)), report, summary, sep="\n")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,7 +24,9 @@ from downstream import (
 )
 from downstream.probing.plan import Plan
 from downstream.probing.report import CORPUS, Claim, Row
+from downstream.probing.scoring import percent
 from downstream.probing.speaker_report import speaker_lines
+from downstream.probing.summary import Difference, speaker_claims
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.audio.frames import SAMPLE_RATE
@@ -255,7 +257,6 @@ def test_one_command_trains_probes_and_reports(whole):
     ]
     assert len(list((whole / "results").glob("recognition__*__0.5__seed1.json"))) == 4
     assert len(list((whole / "results").glob("abx__*.json"))) == 3 + 2 * 3 + 3 + 1
-    assert len(list((whole / "results").glob("phones__ts3_epoch2_seed1__*__linear__seed1.json"))) == 1
     assert "mlp3 on log Mel" in report and "deviations of the difference" in report
     assert "Speaker tasks: none (the training set has one speaker)" in report
     for picture in ("recognition", "layers", "time_shifts", "epochs", "confusion", "prediction"):
@@ -263,6 +264,26 @@ def test_one_command_trains_probes_and_reports(whole):
         assert 5000 < (whole / "report" / f"{picture}.png").stat().st_size < 300_000
         assert f"({picture}.pdf)" in report and (whole / "report" / f"{picture}.pdf").stat().st_size < 400_000
     assert load_pretrained(whole / "models/apc-ts3.dir/apc-ts3__epoch_2.model").time_shift == 3
+    summary = (whole / "report" / "summary.md").read_text()
+    table = [line.split(" | ") for line in summary.splitlines() if line.startswith("| ") and "---" not in line]
+    assert [row[0].removeprefix("| ") for row in table[1:]] == [
+        "log Mel",
+        "log Mel, mlp3",
+        "log Mel, 5 before and 5 after",
+        "log Mel, 10 before and 0 after",
+        "random APC",
+        "APC, time shift 3",
+        "APC, time shift 3, fine-tuned",
+    ]
+    assert [row[2] for row in table[-3:]] == ["", "2", "2"] and all("±" in cell for cell in table[-1][7:9])
+    layer = int(table[-2][1])
+    found = {path.name: json.loads(path.read_text()) for path in (whole / "results").glob("phones__ts3_epoch2*.json")}
+    names = f"ts3_epoch2__{layer}__linear__seed0.json", f"ts3_epoch2_seed1__{layer}__linear__seed1.json"
+    assert table[-2][3] == percent([found[f"phones__{name}"]["frame_error"] for name in names])  # over trainings
+    assert len([name for name in found if "_seed1__" in name]) == len({0, layer, 2})  # the best, first and last layer
+    claims = [line for line in summary.splitlines() if line.startswith("- ")]
+    assert len(claims) == 9 and all(line.startswith(("- **holds**: ", "- **does not hold**: ")) for line in claims[:-4])
+    assert [line.startswith("- **not tested**") for line in claims].count(True) == 1  # speakers
     recipe = json.loads((whole / "models/apc-ts3.dir/config.json").read_text())
     assert (recipe["lr_schedule"], recipe["rnn_dropout"], recipe["bucketing"]) == ("cosine", 0.1, True)
     result = json.loads((whole / "results/phones__ts3_epoch2__1__linear__seed0.json").read_text())
@@ -284,6 +305,7 @@ def test_killed_while_training_it_goes_on_and_nothing_tells(whole, tmp_path):
     for path in [*(whole / "results").iterdir(), *(whole / "models").glob("*/*.model")]:
         assert (tmp_path / path.relative_to(whole)).read_bytes() == path.read_bytes(), path
     assert body(tmp_path / "report/report.md") == body(whole / "report/report.md")
+    assert (tmp_path / "report/summary.md").read_bytes() == (whole / "report/summary.md").read_bytes()
 
 
 def test_results_that_are_there_are_not_made_again(whole, monkeypatch, capsys):
@@ -319,6 +341,9 @@ def test_a_random_network_is_decided_by_its_seed_alone():
 )
 def test_a_claim_holds_where_the_difference_is_more_than_two_of_its_deviations(best, other, holds):
     assert Claim(Row("log Mel", "log_mel", 0), best, other).holds is holds
+    errors = ([mean - std / 2**0.5, mean + std / 2**0.5] for mean, std in (best, other))  # of two seeds
+    difference = Difference.between(*errors)
+    assert difference.mean == pytest.approx(other[0] - best[0]) and (difference.low > 0) is holds
 
 
 def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monkeypatch):
@@ -334,10 +359,15 @@ def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monke
     command = f"--data . --speaker_data {data} --quick --time_shifts 3 --epochs 1 --hidden_size 8 --num_layers 2"
     args = run_all.parse_arguments([*command.split(), "--num_workers", "0", "--save_dir", str(tmp_path / "out")])
     plan = Plan([3], 1, [0, 1], 5, [1.0])
-    text = "\n".join(speaker_lines(run_all.verify_speakers(args, plan, torch.device("cpu")), plan))
+    study = run_all.verify_speakers(args, plan, torch.device("cpu"))
+    text = "\n".join(speaker_lines(study, plan))
     assert "trained on 6 utterances of 6 speakers" in text and "105 pairs of 15 utterances of 5 speakers" in text
     assert "LDA learns from the test speakers who are not in the trial" in text
     assert text.count("| APC, time shift 3 |") == 2 and text.count("The first layer tells speakers apart") == 2
+    claims = speaker_claims(plan, study)
+    assert len(claims) == 2 and all("equal error rate of new speakers by" in line for line in claims)
+    gains = [study.rate("ts3_epoch1", 1, score) - study.rate("ts3_epoch1", 0, score) for score in ("cosine", "lda")]
+    assert ["**holds**" in line for line in claims] == [gain.interval[0] > 0 for gain in gains]
     result = json.loads((tmp_path / "out/speakers/results/verification__log_mel__0.json").read_text())
     assert len(result["lda"]["draws"]) == 1000 and 0 <= result["cosine"]["rate"] < 0.4
 

@@ -6,6 +6,6 @@
 - abx, dtw: `abx_errors`, the errors of ABX discrimination; `segment_distances`, by dynamic time warping.
 - recognition: `recognise`, phone error rates with little labelled speech, by CTC.
 - probes, scoring: `train_probe`, `score_phones`, `equal_error_rate`.
-- study, plan, training: `Study`, `choose_best`, `train`; report, plots: `write_report`.
+- study, plan, training: `Study`, `choose_best`, `train`; report, plots, summary: `write_report`, `write_summary`.
 - arguments: options that the scripts share.
 """

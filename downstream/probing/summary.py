@@ -1,0 +1,200 @@
+"""The results page: the main systems in a table, and the claims of the two papers, each with figures and an interval.
+
+A difference of errors has an interval of two standard deviations on each side, over seeds, which is wider than that of
+95 % for the mean of three; one of equal error rates has a 95 % interval by the bootstrap, over speakers. A claim holds
+where the whole interval is above 0.
+"""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+from downstream.probing.plan import Best, Plan, Row, all_trainings, baselines, choose_best, recognised
+from downstream.probing.report import MIN_DEVIATIONS
+from downstream.probing.scoring import mean_and_deviation, percent
+from downstream.probing.speaker_study import SCORES, Rate, SpeakerStudy
+from downstream.probing.study import ABX_TASKS, LINEAR, RANDOM, TRAININGS, Study
+from utils.system.files import atomic_write
+
+PAPERS = """2019: Chung et al., "An Unsupervised Autoregressive Model for Speech Representation Learning", Interspeech.
+2020: Chung and Glass, "Generative Pre-Training for Speech with Autoregressive Predictive Coding", ICASSP.
+"""
+SMALL_SHARE = 1 / 16  # of the labels
+
+
+class Difference(NamedTuple):
+    """By how much one system's errors (fractions) are lower than another's, with an interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def between(cls, lower: Sequence[float], higher: Sequence[float]) -> "Difference":
+        """The difference of the means of errors, one for each seed."""
+        (mean, deviation), (other, other_deviation) = map(mean_and_deviation, (lower, higher))
+        margin = MIN_DEVIATIONS * math.hypot(deviation, other_deviation)
+        return cls(other - mean, other - mean - margin, other - mean + margin)
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.2f} [{100 * self.low:.2f}, {100 * self.high:.2f}]"
+
+
+class Errors(NamedTuple):
+    """A system in words, and its errors (fractions), one for each seed."""
+
+    name: str
+    values: list[float]
+
+    def __str__(self) -> str:
+        return f"{percent(self.values)} % ({self.name})"
+
+
+def write_summary(study: Study, plan: Plan, directory: Path, speakers: SpeakerStudy | None = None) -> Path:
+    """Write summary.md into a directory, from the results that are there; return its path."""
+    best = choose_best(study, plan)
+    lines = ["# Results\n", *_table_lines(study, plan, best, speakers), "", *_method_lines(study, plan, best), ""]
+    lines += ["## Claims\n", PAPERS, *_phone_claims(study, plan, best), *_layer_claims(study, plan, best)]
+    lines += [*speaker_claims(plan, speakers), *_recognition_claims(study, plan, best), ""]
+    with atomic_write(directory / "summary.md") as file:
+        file.write("\n".join(lines).encode())
+    return directory / "summary.md"
+
+
+def share_name(fraction: float) -> str:
+    """A share of the labels in words."""
+    return "all labels" if fraction == 1 else f"{Fraction(fraction).limit_denominator(1000)} of the labels"
+
+
+def _shares(plan: Plan) -> list[float]:
+    """The largest share of the labels, and 1/16 or else the smallest."""
+    small = SMALL_SHARE if SMALL_SHARE in plan.fractions else plan.fractions[-1]
+    return list(dict.fromkeys([plan.fractions[0], small]))
+
+
+def _table_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy | None) -> list[str]:
+    """The Markdown table, a row for each system."""
+    shares = [f"phone error rate, {share_name(fraction)}" for fraction in _shares(plan)]
+    columns = ["features", "layer", "APC trained", "frame error", "phone error", "ABX within speakers", "ABX across"]
+    columns += [*shares, "EER of new speakers, cosine", "EER, LDA"]
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    log_mel, random, trained, tuned = recognised(study, plan, best)
+    mlp3, *stacks, _ = baselines(study, plan)
+    for row in (log_mel, mlp3, *stacks, random, trained, tuned):
+        is_linear, is_trained = row.classifier == LINEAR, TRAININGS in row.system
+        name = row.name if is_linear else f"{row.name}, {row.classifier}"
+        cells = [name, str(row.layer) if row.shows_layer else "", str(len(study.training_seeds)) if is_trained else ""]
+        values = [study.errors(*row.result, key) for key in ("frame_error", "segment_error")]
+        values += [study.abx(row.system, row.layer, task) if is_linear else [] for task in ABX_TASKS]
+        values += [_recognised(study, row, fraction) if is_linear else [] for fraction in _shares(plan)]
+        cells += [percent(of_seeds) if of_seeds else "" for of_seeds in values]
+        rates = [_rate(plan, best, row, score, speakers) for score in SCORES]
+        lines.append(f"| {' | '.join([*cells, *('' if rate is None else str(rate) for rate in rates)])} |")
+    return lines
+
+
+def _recognised(study: Study, row: Row, fraction: float) -> list[float]:
+    """The phone error rates of a row with a share of the labels, one for each seed."""
+    return [run["error"] for run in study.recognition(row.system, row.layer, fraction)]
+
+
+def _rate(plan: Plan, best: Best, row: Row, score: str, speakers: SpeakerStudy | None) -> Rate | None:
+    """The equal error rate of new speakers of a row; None where it was not measured."""
+    system = plan.trained(best.time_shift) if row.system.endswith(TRAININGS) else row.system
+    if speakers is None or row.classifier != LINEAR or system not in ("log_mel", RANDOM, plan.trained(best.time_shift)):
+        return None
+    return speakers.rate(system, row.layer, score)
+
+
+def _method_lines(study: Study, plan: Plan, best: Best) -> list[str]:
+    """What the figures are."""
+    trainings, seeds = len(study.training_seeds), len(study.seeds)
+    return [
+        f"Errors on test in %, mean ± standard deviation. The layers and the time shift, {best.time_shift} of "
+        f"{', '.join(map(str, plan.time_shifts))}, were chosen on dev. APC was trained {trainings} times with that "
+        f"time shift, and probed once each time; there are {seeds} random networks, and {seeds} probes and recognisers "
+        "of log Mel. Probes are linear but for mlp3, a perceptron of three hidden layers. New speakers: one training, "
+        "on another corpus, 95 % intervals over speakers. report.md has every layer and time shift.\n",
+        "Differences below are in percentage points. Their intervals are two standard deviations on each side, over "
+        "trainings, random networks and probes, not over utterances of test; of new speakers 95 %, over speakers.",
+    ]
+
+
+def _claim(sentence: str, lower: Errors, higher: Errors) -> str:
+    """A claim that some errors are lower than others, whether it holds, and its figures."""
+    difference = Difference.between(lower.values, higher.values)
+    return f"- {_verdict(difference.low)}: {sentence}: {lower} against {higher}; lower by {difference}."
+
+
+def _verdict(low: float) -> str:
+    return "**holds**" if low > 0 else "**does not hold**"
+
+
+def _frame_errors(study: Study, row: Row) -> Errors:
+    return Errors(row.label, study.errors(*row.result))
+
+
+def _phone_claims(study: Study, plan: Plan, best: Best) -> list[str]:
+    """APC against the perceptron, and against random networks."""
+    trained = _frame_errors(study, all_trainings(study, plan, best))
+    mlp3, *_, random = (_frame_errors(study, row) for row in baselines(study, plan))
+    lines = [
+        _claim("A linear classifier of phones on APC beats a perceptron on log Mel (2019), frame error", trained, mlp3),
+        _claim("APC beats random networks, frame error", trained, random),
+    ]
+    _, random, trained, _ = recognised(study, plan, best)
+    for fraction in _shares(plan):
+        errors = (Errors(row.name, _recognised(study, row, fraction)) for row in (trained, random))
+        lines.append(_claim(f"APC beats random networks, phone error rate with {share_name(fraction)}", *errors))
+    return lines
+
+
+def _layer_claims(study: Study, plan: Plan, best: Best) -> list[str]:
+    """The last layer against the first; no claim about a single layer."""
+    if len(plan.layers) == 1:
+        return []
+    row = all_trainings(study, plan, best)
+    last, first = (_frame_errors(study, row._replace(layer=layer)) for layer in (plan.layers[-1], plan.layers[0]))
+    return [_claim("The last layer knows more about phones than the first (2019), frame error", last, first)]
+
+
+def speaker_claims(plan: Plan, speakers: SpeakerStudy | None) -> list[str]:
+    """The first layer against the last, over all time shifts; no claim about a single layer."""
+    if len(plan.layers) == 1:
+        return []
+    sentence = "The first layer knows more about speakers than the last (2019)"
+    if speakers is None:
+        return [f"- **not tested**: {sentence}: give speakers who are not in training by --speaker_data."]
+    systems, lines = [plan.trained(n) for n in plan.time_shifts], []
+    for score in SCORES:
+        if speakers.rate("log_mel", 0, score) is not None:
+            rates = [Rate.mean(speakers.rate(system, layer, score) for system in systems) for layer in plan.layers]
+            difference = rates[-1] - rates[0]
+            lines.append(
+                f"- {_verdict(difference.interval[0])}: {sentence}, equal error rate of new speakers by {score}: "
+                f"{', '.join(map(str, rates))} % by layer, means over {len(systems)} time shifts; the first is lower "
+                f"than the last by {difference}."
+            )
+    return lines
+
+
+def _recognition_claims(study: Study, plan: Plan, best: Best) -> list[str]:
+    """APC against log Mel from each share of the labels, and whether the gain grows as they become fewer."""
+    log_mel, _, trained, _ = recognised(study, plan, best)
+    lines, gains = [], {}
+    for fraction in plan.fractions:
+        errors = [Errors(row.name, _recognised(study, row, fraction)) for row in (trained, log_mel)]
+        gains[fraction] = [b - a for a, b in zip(*(of.values for of in errors), strict=False)]  # of the same share
+        sentence = f"Recognition from APC beats log Mel with {share_name(fraction)} (2020), phone error rate"
+        lines.append(_claim(sentence, *errors))
+    most, fewest = plan.fractions[0], plan.fractions[-1]
+    if most != fewest:
+        growth = Difference.between(gains[most], gains[fewest])
+        lines.append(
+            f"- {_verdict(growth.low)}: The fewer labels, the more recognition gains by APC (2020): "
+            f"{percent(gains[fewest])} points with {share_name(fewest)}, {percent(gains[most])} with "
+            f"{share_name(most)}; more by {growth}."
+        )
+    return lines
