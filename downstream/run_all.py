@@ -1,13 +1,14 @@
 """Train APC on a small corpus, compare its features with baselines by probes, and report.
 
-    python downstream/run_all.py --data mboshi --save_dir logs/mboshi        about an hour on two cores
+    python downstream/run_all.py --data mboshi --save_dir logs/mboshi        about two hours on two cores
     python downstream/run_all.py --data librispeech_data/sample --quick      under a minute; only to see that it runs
 
 The corpus: DIR/audio/{train,dev,test}/<speaker>/*.flac and DIR/phones.ctm. The probes are phone classifiers for every
 frame, speaker verification and speaker identification. They read log Mel; log Mel with its neighbours; every layer of
 networks with random weights; and every layer of the same networks, trained at several time shifts. The layer and the
-time shift to compare are chosen on dev, the errors are of test. ABX errors of the same features need no probe. Last, a
-small recogniser learns from shares of the training set: from log Mel, and from the best layers.
+time shift to compare are chosen on dev, the errors are of test; that model is trained with several seeds. ABX errors of
+the same features need no probe. Last, small recognisers learn from shares of the training set: from log Mel, and from
+the best layers, frozen and fine-tuned.
 
 With --speaker_data, models are also trained on a corpus of many speakers, and verify others who were never heard.
 
