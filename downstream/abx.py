@@ -26,12 +26,13 @@ from downstream.probing.arguments import (
     add_silence_option,
     make_parser,
     parse_feature_arguments,
+    saved_results,
 )
 from downstream.probing.corpus import chosen_features, load_corpus
 from downstream.probing.splits import DEV, TEST
 from utils.system.device import pick_device
 from utils.system.errors import InputError, run_script
-from utils.system.files import make_way_for, write_json
+from utils.system.files import make_way_for
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -49,23 +50,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Compare, and print errors."""
     args = parse_arguments(arguments)
-    for path in filter(None, (args.save, args.items)):
-        make_way_for(path)
-    options, device = abx_options(args), pick_device(args.device)
-    corpus = load_corpus(args)
-    triphones = corpus_triphones(corpus, options, args.set)
-    print(f"{args.set}: {len(triphones.rows)} triphones without silence")
     if args.items:
-        write_items(args.items, corpus, triphones, args.set)
-    results = {}
-    for name, features in chosen_features(corpus, args).items():
-        results[name] = abx_errors(corpus, features, options, device, args.set)
-        if set(results[name].values()) == {None}:
-            raise InputError(f"{args.set} has no triphones that differ in their middle phone only: nothing to compare")
-        errors = [f"{task} speakers {100 * error:.2f} %" for task, error in results[name].items() if error is not None]
-        print(f"{name}: ABX error {', '.join(errors)}")
-    if args.save:
-        write_json(args.save, results)
+        make_way_for(args.items)
+    options, device = abx_options(args), pick_device(args.device)
+    with saved_results(args) as results:
+        corpus = load_corpus(args)
+        triphones = corpus_triphones(corpus, options, args.set)
+        print(f"{args.set}: {len(triphones.rows)} triphones without silence")
+        if args.items:
+            write_items(args.items, corpus, triphones, args.set)
+        for name, features in chosen_features(corpus, args).items():
+            found = results[name] = abx_errors(corpus, features, options, device, args.set)
+            errors = [f"{task} speakers {100 * error:.2f} %" for task, error in found.items() if error is not None]
+            if not errors:
+                reason = "no triphones that differ in their middle phone only: nothing to compare"
+                raise InputError(f"{args.set} has {reason}")
+            print(f"{name}: ABX error {', '.join(errors)}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from downstream.probing.arguments import (
     make_parser,
     parse_feature_arguments,
     probe_options,
+    saved_results,
 )
 from downstream.probing.corpus import chosen_features, load_corpus
 from downstream.probing.phones import classify_phones
@@ -34,7 +35,6 @@ from downstream.probing.scoring import error_by_phone, percent
 from utils.system.arguments import natural
 from utils.system.device import pick_device
 from utils.system.errors import run_script
-from utils.system.files import make_way_for, write_json
 
 
 def print_errors(name: str, classifier: str, phones: list[str], runs: list[dict[str, Any]]) -> None:
@@ -67,19 +67,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Classify, and print errors."""
     args = parse_arguments(arguments)
-    if args.save:
-        make_way_for(args.save)
-    device = pick_device(args.device)
-    corpus = load_corpus(args)
-    phones, results = corpus.labels.phones, {}
-    for name, features in chosen_features(corpus, args, args.context).items():
-        results[name] = [
-            classify_phones(corpus, features, args.classifier, seed, probe_options(args), device)
-            for seed in range(args.seed, args.seed + args.seeds)
-        ]
-        print_errors(name, args.classifier, phones, results[name])
-    if args.save:
-        write_json(args.save, {"phones": phones, "runs": results})
+    options, device = probe_options(args), pick_device(args.device)
+    with saved_results(args) as results:
+        corpus = load_corpus(args)
+        results |= {"phones": corpus.labels.phones, "runs": {}}
+        for name, features in chosen_features(corpus, args, args.context).items():
+            seeds = range(args.seed, args.seed + args.seeds)
+            runs = [classify_phones(corpus, features, args.classifier, seed, options, device) for seed in seeds]
+            print_errors(name, args.classifier, corpus.labels.phones, runs)
+            results["runs"][name] = runs
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from downstream.probing.arguments import (
     make_parser,
     parse_feature_arguments,
     recognition_options,
+    saved_results,
 )
 from downstream.probing.corpus import Corpus, chosen_features, chosen_layers, load_corpus
 from downstream.probing.recognition import recognise
@@ -34,7 +35,6 @@ from downstream.probing.scoring import percent
 from load_pretrained_model import load_pretrained
 from utils.system.device import pick_device
 from utils.system.errors import run_script
-from utils.system.files import make_way_for, write_json
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -66,22 +66,18 @@ def systems(corpus: Corpus, args: argparse.Namespace) -> Iterator[tuple[str, dic
 def main(arguments: list[str] | None = None) -> None:
     """Recognise, and print phone error rates."""
     args = parse_arguments(arguments)
-    if args.save:
-        make_way_for(args.save)
-    device, options = pick_device(args.device), recognition_options(args)
-    corpus, results = load_corpus(args), {}
-    for name, system in systems(corpus, args):
-        results[name] = []
-        for share in sorted(set(args.fractions), reverse=True):
-            seeds = range(args.seed, args.seed + args.seeds)
-            settings = {"fraction": share, "options": options, "device": device}
-            runs = [recognise(corpus, **system, seed=seed, **settings)[-1] for seed in seeds]
-            errors, dev = (percent([run[key] for run in runs]) for key in ("error", "dev_error"))
-            minutes = statistics.fmean(run["minutes"] for run in runs)
-            print(f"{name}, {minutes:.1f} minutes labelled: phone error rate {errors} %; on dev {dev} %")
-            results[name] += [{"fraction": share, "seed": seed, **run} for seed, run in zip(seeds, runs, strict=True)]
-    if args.save:
-        write_json(args.save, results)
+    settings = {"options": recognition_options(args), "device": pick_device(args.device)}
+    with saved_results(args) as results:
+        corpus, seeds = load_corpus(args), range(args.seed, args.seed + args.seeds)
+        for name, system in systems(corpus, args):
+            results[name] = []
+            for share in sorted(set(args.fractions), reverse=True):
+                runs = [recognise(corpus, **system, fraction=share, seed=seed, **settings)[-1] for seed in seeds]
+                errors, dev = (percent([run[key] for run in runs]) for key in ("error", "dev_error"))
+                minutes = statistics.fmean(run["minutes"] for run in runs)
+                print(f"{name}, {minutes:.1f} minutes labelled: phone error rate {errors} %; on dev {dev} %")
+                of_seeds = zip(seeds, runs, strict=True)
+                results[name] += [{"fraction": share, "seed": seed, **run} for seed, run in of_seeds]
 
 
 if __name__ == "__main__":

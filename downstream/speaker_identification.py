@@ -22,12 +22,12 @@ from downstream.probing.arguments import (
     make_parser,
     parse_feature_arguments,
     probe_options,
+    saved_results,
 )
 from downstream.probing.corpus import chosen_features, load_corpus
 from downstream.probing.scoring import percent
 from downstream.probing.speakers import PROBE, identify
 from utils.system.errors import run_script
-from utils.system.files import make_way_for, write_json
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -41,16 +41,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Identify, and print errors."""
     args = parse_arguments(arguments)
-    if args.save:
-        make_way_for(args.save)
-    corpus = load_corpus(args)
-    results = {}
-    for name, features in chosen_features(corpus, args).items():
-        seeds = range(args.seed, args.seed + args.seeds)
-        results[name] = [identify(corpus, features, seed, probe_options(args)) for seed in seeds]
-        print(f"{name}: error {percent(results[name])} %")
-    if args.save:
-        write_json(args.save, results)
+    with saved_results(args) as results:
+        corpus = load_corpus(args)
+        for name, features in chosen_features(corpus, args).items():
+            seeds = range(args.seed, args.seed + args.seeds)
+            results[name] = [identify(corpus, features, seed, probe_options(args)) for seed in seeds]
+            print(f"{name}: error {percent(results[name])} %")
 
 
 if __name__ == "__main__":

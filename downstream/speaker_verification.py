@@ -19,12 +19,11 @@ import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 
 import argparse
 
-from downstream.probing.arguments import add_feature_options, make_parser, parse_feature_arguments
+from downstream.probing.arguments import add_feature_options, make_parser, parse_feature_arguments, saved_results
 from downstream.probing.corpus import chosen_features, load_corpus
 from downstream.probing.speakers import make_trials, read_trials, verify
 from downstream.probing.splits import TEST
 from utils.system.errors import run_script
-from utils.system.files import make_way_for, write_json
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,21 +38,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Verify, and print equal error rates."""
     args = parse_arguments(arguments)
-    if args.save:
-        make_way_for(args.save)
-    corpus = load_corpus(args)
-    if args.trials:
-        trials = read_trials(args.trials, corpus.sets[TEST].ids)
-    else:
-        trials = make_trials(corpus.speakers_of(TEST), args.seed)
-    print(f"{len(trials.is_same)} trials, {int(trials.is_same.sum())} of them of one speaker")
-    results = {}
-    for name, features in chosen_features(corpus, args).items():
-        results[name] = verify(corpus, features, trials)
-        rates = [f"{score} {100 * rate:.2f} %" for score, rate in results[name].items() if rate is not None]
-        print(f"{name}: equal error rate: {', '.join(rates)}")
-    if args.save:
-        write_json(args.save, results)
+    with saved_results(args) as results:
+        corpus = load_corpus(args)
+        if args.trials:
+            trials = read_trials(args.trials, corpus.sets[TEST].ids)
+        else:
+            trials = make_trials(corpus.speakers_of(TEST), args.seed)
+        print(f"{len(trials.is_same)} trials, {int(trials.is_same.sum())} of them of one speaker")
+        for name, features in chosen_features(corpus, args).items():
+            results[name] = verify(corpus, features, trials)
+            rates = [f"{score} {100 * rate:.2f} %" for score, rate in results[name].items() if rate is not None]
+            print(f"{name}: equal error rate: {', '.join(rates)}")
 
 
 if __name__ == "__main__":

@@ -30,13 +30,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="Read this directory of .pt or .npy files and lengths.pkl.",
-    )
+    help = "Read this directory of .pt or .npy files and lengths.pkl."
+    add("--data", type=Path, required=True, metavar="DIR", help=help)
     help = "Write or replace this file: .blogmel (also .xz, .gz), or .ark with an .scp."
     add("--save", type=Path, required=True, metavar="FILE", help=help)
     help = "Round the numbers of a .blogmel to this many decimals; by default they are exact."

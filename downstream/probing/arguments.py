@@ -1,7 +1,10 @@
 """The options that the scripts of downstream/ share."""
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from downstream.probing.abx import AbxOptions
 from downstream.probing.corpus import DEFAULT_NORM
@@ -20,6 +23,7 @@ from utils.system.arguments import (
     positive,
     positive_float,
 )
+from utils.system.files import make_way_for, write_json
 from utils.training.objective import LOSSES
 from utils.training.optimization import SCHEDULES
 
@@ -32,13 +36,8 @@ def make_parser(description: str, seeds_help: str | None = None) -> argparse.Arg
     """A parser with the options for reading a corpus, and for the output directory, the seeds and the device."""
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="The corpus, with audio/{train,dev,test} and phones.ctm.",
-    )
+    help = "The corpus, with audio/{train,dev,test} and phones.ctm."
+    add("--data", type=Path, required=True, metavar="DIR", help=help)
     help = "Read phone labels from this file: a CTM (.ctm), or lines of `utterance label label ...` at 100 Hz."
     add("--labels", type=Path, metavar="FILE", help=help)
     help = "Shift labels to be this much earlier: the alignments of some corpora are late by a constant."
@@ -98,6 +97,17 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--loss", choices=LOSSES, default="masked", help="The mean over true frames, or also over padding.")
     help = "Precision of matrix products in training APC; probes compute in fp32."
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help=help)
+
+
+@contextlib.contextmanager
+def saved_results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A dictionary to fill, JSON types, which is written to --save when the block ends without an error."""
+    if args.save:
+        make_way_for(args.save)
+    results: dict[str, Any] = {}
+    yield results
+    if args.save:
+        write_json(args.save, results)
 
 
 def add_probe_options(

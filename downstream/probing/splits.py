@@ -51,15 +51,10 @@ def find_splits(
     check_disjoint(files)
     rule = _find_speakers(found)
     if TEST not in files:
-        if len(files[TRAIN]) < 2:
-            raise InputError(f"{data} has no test, and too few utterances in train to take some for dev")
-        dev = files[TRAIN][::DEV_EVERY]
-        files = {TRAIN: [file for file in files[TRAIN] if file not in dev], DEV: dev, TEST: files[DEV]}
+        files = _take_dev({TRAIN: files[TRAIN], TEST: files[DEV]}, DEV_EVERY, data)
     if held_out_speakers:
         files = by_speaker(files, rule.of_utterance, held_out_speakers)
-    # what a set reports of its directory is reported once, with the set of the directory's name
-    sources = {name: replace(found.get(name, AudioSource([], options)), files=files[name]) for name in SETS}
-    return Splits(sources, rule.of_utterance, rule.describe())
+    return _make_splits(found, files, rule, options)
 
 
 def find_speaker_splits(data: Path, options: AudioOptions = DEFAULT_OPTIONS) -> Splits:
@@ -80,10 +75,19 @@ def find_speaker_splits(data: Path, options: AudioOptions = DEFAULT_OPTIONS) -> 
     known = {rule.of(file.id) for file in files[TRAIN]}
     if both := [file for file in files[TEST] if rule.of(file.id) in known]:
         raise InputError(f"speaker {rule.of(both[0].id)} is in train as well, but those of test must be new: {data}")
+    return _make_splits(found, _take_dev(files, SPEAKER_DEV_EVERY, data), rule, options)
+
+
+def _take_dev(files: Files, every: int, data: Path) -> Files:
+    """Take some utterances of train for dev, one of `every`. Raises InputError where there are too few."""
     if len(files[TRAIN]) < 2:
         raise InputError(f"{data} has too few utterances in train to take some for dev")
-    dev = files[TRAIN][::SPEAKER_DEV_EVERY]
-    files = {TRAIN: [file for file in files[TRAIN] if file not in dev], DEV: dev, TEST: files[TEST]}
+    dev = files[TRAIN][::every]
+    return {TRAIN: [file for file in files[TRAIN] if file not in dev], DEV: dev, TEST: files[TEST]}
+
+
+def _make_splits(found: dict[str, AudioSource], files: Files, rule: Speakers, options: AudioOptions) -> Splits:
+    # what a set reports of its directory is reported once, with the set of the directory's name
     sources = {name: replace(found.get(name, AudioSource([], options)), files=files[name]) for name in SETS}
     return Splits(sources, rule.of_utterance, rule.describe())
 

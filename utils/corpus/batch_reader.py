@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from utils.corpus.batch_order import BatchOrder, deal
 from utils.corpus.prepared import load_utterance
@@ -40,15 +40,6 @@ class _Request(NamedTuple):
     lengths: list[int]
     mel_dim: int
     indices: list[int]
-
-
-class _Requests(Sampler[_Request]):
-    """The batches to read next."""
-
-    requests: Iterable[_Request] = ()
-
-    def __iter__(self) -> Iterator[_Request]:
-        return iter(self.requests)
 
 
 class _Assembled(Dataset):
@@ -94,10 +85,10 @@ class BatchReader:
 
     def __init__(self, num_workers: int = 0) -> None:
         self.pin_memory = False
-        self._sampler = _Requests()
+        self._requests: list[_Request] = []  # the batches to read next
         self._loader = DataLoader(
             _Assembled(),
-            sampler=self._sampler,
+            sampler=self._requests,
             batch_size=None,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
@@ -127,7 +118,7 @@ class BatchReader:
             InputError: a file is missing or damaged, or a worker process died.
         """
         files, lengths, mel_dim = dataset.files, dataset.lengths, dataset.mel_dim
-        self._sampler.requests = (
+        self._requests[:] = (
             _Request([files[i] for i in batch], [lengths[i] for i in batch], mel_dim, batch) for batch in order
         )
         try:

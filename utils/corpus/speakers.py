@@ -14,7 +14,6 @@ from utils.system.errors import InputError, one_line
 LIBRISPEECH_ID = re.compile(r"(?P<speaker>[A-Za-z0-9_]+)-[A-Za-z0-9_]+-[A-Za-z0-9_]+")
 EVERYBODY = "all speakers"  # whose statistics the global mode uses
 BY_ID, BY_FOLDER, BY_MAP = "the utterance id's first field", "the parent directory", "a map of speakers"
-SPEAKER_MAPS = "utt2spk", "spk2utt"  # Kaldi's names
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ always, which notices a process that has died. In a single process nothing is ex
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -73,12 +72,18 @@ class Ranks:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         if self.size == 1:
             return
-        with self._reporting_lost_rank():
+        try:
             if kind is None or self._all_exit:
                 self._maximum(torch.zeros(1))  # torchrun ends the others once one is gone: leave together
                 dist.destroy_process_group()
             elif isinstance(error, RuntimeError):
                 raise error
+        except RuntimeError as lost:
+            if not (isinstance(lost, dist.DistError) or "gloo" in str(lost)):
+                raise
+            message = f"process {self.rank} of {self.size} has lost another one, which may have said why"
+            advice = "continue with the same command and --resume"
+            raise InputError(f"{message} ({one_line(lost, 150)}); {advice}") from lost
 
     @property
     def is_first(self) -> bool:
@@ -189,14 +194,3 @@ class Ranks:
         """The maximum over ranks of a tensor on the CPU."""
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
-
-    @contextmanager
-    def _reporting_lost_rank(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-                raise
-            message = f"process {self.rank} of {self.size} has lost another one, which may have said why"
-            advice = "continue with the same command and --resume"
-            raise InputError(f"{message} ({one_line(error, 150)}); {advice}") from error

@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -136,7 +135,7 @@ class EpochBar:
     def __enter__(self) -> "EpochBar":
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def update(self, loss: float, frames: int) -> float:
