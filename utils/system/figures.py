@@ -62,14 +62,21 @@ def legend_beside(axes: "Axes") -> None:
     axes.legend(*zip(*entries, strict=True), **place, frameon=False, fontsize=8, handlelength=3.2)
 
 
+def to_png(figure: "Figure", dpi: int = DPI) -> bytes:
+    """A figure as a small PNG."""
+    from PIL import Image
+
+    image, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(image, format="png", dpi=dpi)
+    Image.open(image).convert("RGB").quantize(PALETTE).save(small, "png", optimize=True, dpi=(dpi, dpi))
+    return small.getvalue()
+
+
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG, and the same name with .pdf; each is whole or absent."""
     from matplotlib import rc_context
-    from PIL import Image
 
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=DPI)
     with atomic_write(path) as file:
-        Image.open(image).convert("RGB").quantize(PALETTE).save(file, "png", optimize=True, dpi=(DPI, DPI))
+        file.write(to_png(figure))
     with rc_context({"pdf.fonttype": 42}), atomic_write(path.with_suffix(".pdf")) as file:  # TrueType: text is text
         figure.savefig(file, format="pdf", dpi=DPI, metadata={"CreationDate": None})
