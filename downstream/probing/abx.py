@@ -25,8 +25,9 @@ from downstream.probing.splits import TEST
 from utils.audio.frames import FRAMES_PER_SECOND
 from utils.system.errors import InputError
 from utils.system.files import atomic_write
+from utils.system.workers import in_parts
 
-MAX_PAIRS = 1 << 18  # of triphones whose distances are held at a time
+MAX_PAIRS = 1 << 18  # of triphones whose distances are held at a time, approximately
 ITEM_HEADER = "#file onset offset #phone prev-phone next-phone speaker"
 
 
@@ -150,7 +151,7 @@ def score_cells(cells: list[Cell], triphones: Triphones, frames: Rows, device: t
     """
     errors = []
     with tqdm(total=len(cells), unit="cell", desc=f"ABX {name}", disable=None, leave=False) as bar:
-        for chunk in _chunks(cells):
+        for chunk in in_parts(cells, lambda cell: (len(cell.a) + len(cell.b)) * len(cell.x), MAX_PAIRS):
             pairs = [np.sort(_pairs(cell), axis=0) for cell in chunk]  # distances are symmetric
             codes = [first * len(triphones.rows) + second for first, second in pairs]
             unique = np.unique(np.concatenate(codes))
@@ -170,19 +171,6 @@ def _pairs(cell: Cell) -> np.ndarray:
     """int64 (2, pairs): each A with each X, then each B with each X."""
     first = np.concatenate([cell.a, cell.b])
     return np.stack([np.repeat(first, len(cell.x)), np.tile(cell.x, len(first))])
-
-
-def _chunks(cells: list[Cell]) -> Iterator[list[Cell]]:
-    """Cut so that a part has about MAX_PAIRS pairs of triphones."""
-    part, pairs = [], 0
-    for cell in cells:
-        part.append(cell)
-        pairs += (len(cell.a) + len(cell.b)) * len(cell.x)
-        if pairs >= MAX_PAIRS:
-            yield part
-            part, pairs = [], 0
-    if part:
-        yield part
 
 
 def abx_errors(

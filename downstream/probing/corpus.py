@@ -106,10 +106,8 @@ def choose_scaling(args: argparse.Namespace, splits: Splits, spec: FrameSpec) ->
         InputError: the options ask for other frames than the checkpoint's, without --any_frames.
     """
     train = splits.sources[TRAIN]
-    if args.norm or not args.checkpoint:
-        scaling = Scaling(args.norm or DEFAULT_NORM)
-    else:
-        scaling = Scaling.by(spec.normalizer) if spec.normalization else Scaling(spec.norm or train.front_end.norm)
+    is_models = args.checkpoint and not args.norm
+    scaling = Scaling.of_model(spec, train.front_end) if is_models else Scaling(args.norm or DEFAULT_NORM)
     for line in check_fit(scaling.frame_spec(train), train, spec, args.any_frames) if args.checkpoint else ():
         print(line)
     return scaling._replace(speakers=Speakers(BY_MAP, splits.speakers, splits.speakers_from))

@@ -103,7 +103,7 @@ def _choose_norm(args: argparse.Namespace, source: Source, spec: FrameSpec) -> S
         return Scaling.by(load_normalizer(args.norm_from, args.norm))
     if args.norm or not isinstance(source, AudioSource):
         return Scaling(args.norm or "none")
-    return Scaling.by(spec.normalizer) if spec.normalization else Scaling(spec.norm or source.front_end.norm)
+    return Scaling.of_model(spec, source.front_end)
 
 
 def _choose_speakers(args: argparse.Namespace, source: Source, mode: str) -> Speakers:

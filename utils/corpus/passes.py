@@ -11,7 +11,7 @@ from utils.corpus.sources import Source
 from utils.corpus.utterance import BadUtterance, Utterance
 from utils.system.errors import InputError
 from utils.system.signals import StopRequest
-from utils.system.workers import ordered_map
+from utils.system.workers import in_parts, ordered_map
 
 CHUNK_BYTES, CHUNK_UTTERANCES = 1 << 20, 8  # what a worker is given at once
 
@@ -92,15 +92,7 @@ def remaining(utterances: Iterable[Of], is_done: Callable[[Utterance], bool], or
 
 def in_chunks(utterances: Iterable[Of]) -> Iterator[list[Of]]:
     """Utterances in lists that are worth a worker's while."""
-    chunk, num_bytes = [], 0
-    for utterance in utterances:
-        chunk.append(utterance)
-        num_bytes += utterance.size
-        if num_bytes >= CHUNK_BYTES or len(chunk) == CHUNK_UTTERANCES:
-            yield chunk
-            chunk, num_bytes = [], 0
-    if chunk:
-        yield chunk
+    return in_parts(utterances, lambda utterance: utterance.size, CHUNK_BYTES, CHUNK_UTTERANCES)
 
 
 def _attempt(work: Callable[[Utterance], T], chunk: list[Utterance]) -> list[T | InputError]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.audio.front_ends import FrontEnd
 from utils.corpus.frame_spec import FrameSpec
 from utils.corpus.normalization import (
     FEW_FRAMES,
@@ -44,6 +45,11 @@ class Scaling(NamedTuple):
     def by(cls, normalizer: Normalizer) -> "Scaling":
         """Scale by these statistics."""
         return cls(normalizer.mode, normalizer)
+
+    @classmethod
+    def of_model(cls, spec: FrameSpec, front_end: FrontEnd) -> "Scaling":
+        """Scale audio as the frames of a model are, or where that is unknown as its front end does."""
+        return cls.by(spec.normalizer) if spec.normalization else cls(spec.norm or front_end.norm)
 
     def describe(self, prefix: str = "") -> dict[str, str]:
         """What identifies the normalisation (JSON types), its keys with a prefix."""

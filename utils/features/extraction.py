@@ -25,6 +25,7 @@ from utils.rnn.layer import State
 from utils.rnn.packing import Packing
 from utils.rnn.precision import autocast
 from utils.system.errors import InputError, one_line
+from utils.system.workers import in_parts
 
 if TYPE_CHECKING:
     from apc_model import APCModel
@@ -46,6 +47,10 @@ class Member(NamedTuple):
     frames: np.ndarray | None
     length: int
     remark: str | None
+
+    def frames_in_memory(self) -> int:
+        """How many frames are held."""
+        return 0 if self.frames is None else self.length
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Its frames (some frames, mel_dim), from memory where they were read."""
@@ -110,16 +115,9 @@ class Extraction:
 
     def _pools(self, utterances: Iterable[Utterance]) -> Iterator[list[Member]]:
         """Utterances in pools, read but for the long ones."""
-        pool, in_memory = [], 0
-        with contextlib.closing(self._pass.map("extracting", _read_unless_long, utterances)) as members:
-            for _, member in members:
-                pool.append(member)
-                in_memory += 0 if member.frames is None else member.length
-                if len(pool) == POOL_BATCHES * self.args.batch_size or in_memory >= POOL_FRAMES:
-                    yield pool
-                    pool, in_memory = [], 0
-        if pool:
-            yield pool
+        with contextlib.closing(self._pass.map("extracting", _read_unless_long, utterances)) as results:
+            members, most = (member for _, member in results), POOL_BATCHES * self.args.batch_size
+            yield from in_parts(members, Member.frames_in_memory, POOL_FRAMES, most)
 
     def _run_batch(self, batch: list[Member]) -> None:
         """Compute the features of a batch, and write them."""

@@ -5,7 +5,7 @@ files        atomic_write, lock_directory, read_json, write_json, remove_made, c
 reading      open_regular, read_bytes, read_span: files that may be missing, unreadable, or no files
 untrusted    load_untrusted: PyTorch files that may be hostile
 signals      StopRequest: SIGINT and SIGTERM as a request; start_worker
-workers      ordered_map: the same work on many things in several processes
+workers      ordered_map: the same work on many things in several processes; in_parts
 arguments    HelpFormatter and the types of command lines
 device       pick_device
 figures      line_style, legend_beside, save_figure: how figures look

@@ -50,6 +50,22 @@ def ordered_map(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+def in_parts(
+    items: Iterable[Job], size: Callable[[Job], int], enough: int, most: int | None = None
+) -> Iterator[list[Job]]:
+    """Items in lists, each ended as soon as the sum of their sizes is enough, or it has the most items."""
+    part: list[Job] = []
+    total = 0
+    for item in items:
+        part.append(item)
+        total += size(item)
+        if total >= enough or len(part) == most:
+            yield part
+            part, total = [], 0
+    if part:
+        yield part
+
+
 def _in_order(
     executor: concurrent.futures.Executor, function: Callable[[Job], Result], jobs: Iterable[Job], window: int
 ) -> Iterator[tuple[Job, Result]]:

@@ -32,14 +32,11 @@ def validation_losses(
         Stopped: a signal came.
     """
     objective.eval()
-    error = sums = None
     try:
-        sums = _sums_in_largest_batches(objective, val_set, reader, ranks, stop)
-    except InputError as caught:
-        error = caught
+        sums = ranks.run_on_all(_sums_in_largest_batches, objective, val_set, reader, ranks, stop)
     finally:
         objective.train()
-    ranks.raise_if_any_failed(error, stop)
+    ranks.raise_if_any_failed(stop=stop)
     sums = ranks.sum(sums)  # (splits, 2): loss x target frames, target frames
     if not sums.isfinite().all():
         message = f"the validation loss is {sums[:, 0].sum().item()}: numbers in the data or weights are too large"
