@@ -35,9 +35,9 @@ def main() -> None:
         axes.set_xticks(values, map(str, values))
         fixed = f"batches of {args.batch_size}" if name == "seq_len" else f"{args.seq_len} frames at most"
         axes.set_xlabel(f"{'frames of the longest utterance' if name == 'seq_len' else 'batch size'} ({fixed})")
-        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("true frames per second")
+    figure.axes[0].set_ylim(bottom=0)  # of both
     legend_beside(figure.axes[1])
     save_figure(figure, args.save)
 

@@ -1,6 +1,7 @@
 """Facts about what TensorBoard shows of each epoch: it is there, and training does not feel it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from training_runs import train as run_training
 import train_apc
 from apc_model import APCModel
 from datasets import LibriSpeech
+from downstream.probing import plots
+from downstream.probing.plan import Best, Plan
 from downstream.probing.plots import phone_label
 from utils import RNNConfig
 from utils.system.figures import COLOURS, legend_beside, line_style, new_figure, save_figure
@@ -152,3 +155,22 @@ def test_phones_that_look_alike_are_named_by_their_letters():
     named = ["\u0395 (Greek epsilon)", "\u0388 (Greek epsilon with tonos)", "\xc1 (a with acute)"]
     named += ["t\u0283\u02d0 (esh, triangular colon)", "\u0303 (combining tilde)"]
     assert labels == ["E", *named, "SIL"]
+
+
+def test_the_report_draws_whole_epochs_and_phones_with_their_names(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: drawn.append(figure))
+    study = SimpleNamespace(
+        errors=lambda *_, **__: [0.4, 0.5],
+        dev_error=lambda *_: 0.4,
+        runs=lambda *_: [{"confusion": [[3, 1], [0, 0]]}],
+        corpus=SimpleNamespace(labels=SimpleNamespace(phones=["E", "\u0395"])),
+    )
+    plan, best = Plan([1], 3, [0], 5, [1.0]), Best(1, 0)
+    plots.plot_epochs(study, plan, best, tmp_path)
+    plots.plot_confusion(study, plan, best, tmp_path)
+    epochs, confusion = (figure.axes[0] for figure in drawn)
+    assert all(tick == round(tick) for tick in epochs.get_xticks())
+    assert [label.get_text() for label in confusion.get_xticklabels()] == ["E", "\u0395 (Greek epsilon)"]
+    assert [label.get_text() for label in confusion.get_yticklabels()] == ["E"]  # the other is not in the test set
+    assert confusion.images[0].get_array().tolist() == [[75, 25]]
