@@ -2,7 +2,8 @@
 
 - corpus, splits, labels: `load_corpus`, `find_splits`, `read_labels`; features, frame_file: log Mel and hidden
   states to probe, read from files a batch at a time.
-- phones, speakers: `classify_phones`; `identify`, `verify`, `make_trials`.
+- phones, speakers: `classify_phones`; `identify`, `verify`, `make_trials`; speaker_study, speaker_report: verification
+  of speakers who were never heard.
 - abx, dtw: `abx_errors`, the errors of ABX discrimination; `segment_distances`, by dynamic time warping.
 - recognition: `recognise`, phone error rates with little labelled speech, by CTC.
 - probes, scoring: `train_probe`, `score_phones`, `equal_error_rate`.

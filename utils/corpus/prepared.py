@@ -3,8 +3,7 @@
     <utterance id>.pt   float32 (max_seq_len, mel_dim), zero-padded at the end
     lengths.pkl         a pickled dict {'<utterance id>.pt': number of true frames}, written last
 
-Files may come from strangers: no file read here can run code, and none is believed before its sizes and checksums
-agree.
+Files may be untrusted: none that is read here can run code, and its sizes and checksums are verified.
 """
 
 import pickle

@@ -24,7 +24,7 @@ class StopRequest:
                 stop.check()  # where the work is whole
 
     Args:
-        how_to_continue: what the user is told.
+        how_to_continue: the end of the message that the script prints.
         patience: seconds in which a second signal counts as the first: a launcher passes on what a scheduler has
             sent to every process.
     """

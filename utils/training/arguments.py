@@ -25,7 +25,7 @@ from utils.training.objective import LOSSES
 from utils.training.optimization import OPTIMIZERS, PLATEAU_EPOCHS, SCHEDULES
 
 if TYPE_CHECKING:
-    from datasets import LibriSpeech
+    from datasets import Sets
 
 MODEL_OPTIONS = ("feature_dim", "prenet_num_layers", "rnn_type", "rnn_num_layers", "rnn_hidden_size", "rnn_residual")
 # What may differ on resuming: how long and where training runs, which changes no result beyond float precision
@@ -77,15 +77,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def make_config(args: argparse.Namespace, sets: tuple["LibriSpeech", ...], num_processes: int) -> dict[str, Any]:
+def make_config(args: argparse.Namespace, sets: "Sets", num_processes: int) -> dict[str, Any]:
     """What config.json holds: every option, and digests of the data, so that a run can be made again."""
-    digests = dict(zip(("train_data", "val_data"), (split.fingerprint() for split in sets), strict=True))
+    train_set, val_set = sets
     config = {**vars(args), "save_every": args.save_every.text, "num_processes": num_processes}
-    return (
-        config
-        | digests
-        | {FRAMES_KEY: sets[0].frame_spec.to_json(), "matmul": matmul_library(), "torch": torch.__version__}
-    )
+    config |= {"train_data": train_set.fingerprint(), "val_data": val_set.fingerprint()}
+    config[FRAMES_KEY] = train_set.frame_spec.to_json()
+    return config | {"matmul": matmul_library(), "torch": torch.__version__}
 
 
 def may_change(args: argparse.Namespace) -> frozenset[str]:
