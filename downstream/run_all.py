@@ -88,7 +88,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--speaker_data", type=Path, metavar="DIR", help=help)
     add_perceptron_options(parser)
     add_abx_options(parser)
-    add_recognition_options(parser)
+    add_recognition_options(parser, "*")
     add_silence_option(parser)
     parser.set_defaults(checkpoint=None, norm=DEFAULT_NORM, front_end=DEFAULT_FRONT_END)
     if parser.parse_args(arguments).quick:

@@ -312,7 +312,11 @@ def test_results_that_are_there_are_not_made_again(whole, monkeypatch, capsys):
     for task in ("classify_phones", "abx_errors", "recognise"):
         monkeypatch.setattr(f"downstream.probing.study.{task}", None)
     monkeypatch.setattr("subprocess.Popen", None)
-    run_all.main(["--data", str(SAMPLE), "--save_dir", str(whole), *QUICK.split()])
+    command = ["--data", str(SAMPLE), "--save_dir", str(whole), *QUICK.split()]
+    run_all.main([*command, "--fractions"])  # none: a report without recognition
+    found = capsys.readouterr().out
+    assert "**holds**" in found and "phone error rate" not in found.lower() and "fine-tuned" not in found
+    run_all.main(command)
     assert "| random APC | 0 | linear |" in capsys.readouterr().out
 
 

@@ -158,11 +158,11 @@ def abx_options(args: argparse.Namespace) -> AbxOptions:
     return AbxOptions(args.abx_items, args.abx_speakers, args.seed, tuple(args.silence))
 
 
-def add_recognition_options(parser: argparse.ArgumentParser) -> None:
+def add_recognition_options(parser: argparse.ArgumentParser, shares: str = "+") -> None:
     """Add the shares of labelled speech, and the options for training recognisers."""
     add, default = parser.add_argument, RecognitionOptions()
-    help = "Train on these shares of the training set."
-    add("--fractions", type=fraction, nargs="+", default=list(FRACTIONS), metavar="SHARE", help=help)
+    help = "Train recognisers on these shares of the training set" + (", or on none." if shares == "*" else ".")
+    add("--fractions", type=fraction, nargs=shares, default=list(FRACTIONS), metavar="SHARE", help=help)
     help = "Hidden size of a recogniser's recurrent layer, in each direction."
     add("--recogniser_hidden_size", type=positive, default=default.hidden_size, metavar="N", help=help)
     help = "Highest learning rate of Adam for recognisers."

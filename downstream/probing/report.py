@@ -163,18 +163,21 @@ def write_report(
     plots.plot_time_shifts(study, plan, directory)
     plots.plot_epochs(study, plan, best, directory)
     plots.plot_confusion(study, plan, best, directory)
-    plots.plot_recognition(study, plan, best, directory)
+    if plan.fractions:
+        plots.plot_recognition(study, plan, best, directory)
     plots.plot_prediction(study, model, directory)
     claims = (
         f"The error per frame of a linear classifier on the best trained layer (layer {best.layer} of the model of "
         f"time shift {best.time_shift}, {plan.epochs} epochs, {len(study.training_seeds)} trainings) is"
     )
     lines = [*head, *corpus_lines(study, plan), *table_lines(study, plan, best), "", claims, ""]
-    lines += [*claim_lines(study, plan, best), "", RECOGNITION, *recognition_lines(study, plan, best), ""]
+    lines += [*claim_lines(study, plan, best), ""]
+    lines += [RECOGNITION, *recognition_lines(study, plan, best), ""] if plan.fractions else []
     lines += speaker_lines(speakers, plan) if speakers else []
     lines += [
         f"![{caption}]({name})\n\n[{caption}, to print]({Path(name).with_suffix('.pdf')})\n"
         for name, caption in plots.FIGURES.items()
+        if plan.fractions or name != plots.RECOGNITION
     ]
     with atomic_write(directory / "report.md") as file:
         file.write("\n".join(lines).encode())

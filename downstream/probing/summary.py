@@ -69,7 +69,9 @@ def share_name(fraction: float) -> str:
 
 
 def _shares(plan: Plan) -> list[float]:
-    """The largest share of the labels, and 1/16 or else the smallest."""
+    """The largest share of the labels, and 1/16 or else the smallest; none where nothing was recognised."""
+    if not plan.fractions:
+        return []
     small = SMALL_SHARE if SMALL_SHARE in plan.fractions else plan.fractions[-1]
     return list(dict.fromkeys([plan.fractions[0], small]))
 
@@ -82,7 +84,7 @@ def _table_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy | 
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     log_mel, random, trained, tuned = recognised(study, plan, best)
     mlp3, *stacks, _ = baselines(study, plan)
-    for row in (log_mel, mlp3, *stacks, random, trained, tuned):
+    for row in (log_mel, mlp3, *stacks, random, trained, *([tuned] if plan.fractions else [])):
         is_linear, is_trained = row.classifier == LINEAR, TRAININGS in row.system
         name = row.name if is_linear else f"{row.name}, {row.classifier}"
         cells = [name, str(row.layer) if row.shows_layer else "", str(len(study.training_seeds)) if is_trained else ""]
@@ -189,8 +191,8 @@ def _recognition_claims(study: Study, plan: Plan, best: Best) -> list[str]:
         gains[fraction] = [b - a for a, b in zip(*(of.values for of in errors), strict=False)]  # of the same share
         sentence = f"Recognition from APC beats log Mel with {share_name(fraction)} (2020), phone error rate"
         lines.append(_claim(sentence, *errors))
-    most, fewest = plan.fractions[0], plan.fractions[-1]
-    if most != fewest:
+    if len(gains) > 1:
+        most, fewest = plan.fractions[0], plan.fractions[-1]
         growth = Difference.between(gains[most], gains[fewest])
         lines.append(
             f"- {_verdict(growth.low)}: The fewer labels, the more recognition gains by APC (2020): "
