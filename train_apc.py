@@ -228,7 +228,9 @@ def main() -> None:
         build_model(args)  # options that do not fit together are refused before anything is written
     # The reader first: its workers are forked, and the ranks have threads
     with BatchReader(args.load_data_workers) as reader, Ranks(args.device) as ranks:
-        start = read_checkpoint(args.init_from, args.rnn_residual).frame_spec if args.init_from else UNKNOWN
+        start = UNKNOWN
+        if args.init_from:
+            start = ranks.run_on_all(read_checkpoint, args.init_from, args.rnn_residual).frame_spec
         sets = ranks.run_on_all(load_sets, args, start)
         config = make_config(args, sets, ranks.size)
         ranks.check_same_config({key: value for key, value in config.items() if key not in MAY_DIFFER})
