@@ -28,8 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 
 import argparse
-import hashlib
-import json
 import shlex
 from functools import partial
 
@@ -37,6 +35,7 @@ import torch
 
 from apc_model import APCModel
 from downstream.probing.arguments import (
+    CONFIG_FILE,
     abx_options,
     add_abx_options,
     add_perceptron_options,
@@ -46,6 +45,7 @@ from downstream.probing.arguments import (
     make_parser,
     probe_options,
     recognition_options,
+    record_settings,
 )
 from downstream.probing.corpus import DEFAULT_NORM, load_corpus, load_speaker_corpus
 from downstream.probing.plan import Best, Plan, choose_best, recognised
@@ -60,10 +60,9 @@ from utils import RNNConfig
 from utils.audio.front_ends import DEFAULT_FRONT_END
 from utils.system.arguments import positive
 from utils.system.device import pick_device
-from utils.system.errors import InputError, describe_changes, run_script
-from utils.system.files import lock_directory, read_json, refuse_other_files, remove_leftovers, write_json
+from utils.system.errors import run_script
+from utils.system.files import lock_directory, refuse_other_files, remove_leftovers
 
-CONFIG_FILE = "config.json"
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers"}
 MAY_CHANGE |= {"command", "training_seeds", "on_error", "quick", "any_frames", "fractions", "speaker_data"}
 RECIPE = "rnn_type", "rnn_dropout", "learning_rate", "lr_schedule", "batch_size", "loss", "precision"  # of train_apc.py
@@ -102,21 +101,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args.command = shlex.join(["python", "downstream/run_all.py", *given])
     args.time_shifts, args.fractions = sorted(set(args.time_shifts)), sorted(set(args.fractions), reverse=True)
     return args
-
-
-def check_config(args: argparse.Namespace) -> None:
-    """Record the options and the labels of the results in --save_dir, or raise InputError where they have changed."""
-    labels = args.labels or args.data / "phones.ctm"
-    decides = {"epochs"} if args.lr_schedule == "cosine" else set()  # the epochs over which the learning rate falls
-    now = {key: value for key, value in vars(args).items() if key not in MAY_CHANGE - decides}
-    if labels.is_file():  # otherwise reading them raises the error
-        now["labels"] = hashlib.sha256(labels.read_bytes()).hexdigest()
-    now = json.loads(json.dumps(now))  # as it is read back
-    path = args.save_dir / CONFIG_FILE
-    before = read_json(path) if path.exists() else now
-    if changes := describe_changes(before, now):
-        raise InputError(f"{args.save_dir} holds other results: {changes}; give another --save_dir")
-    write_json(path, now)
 
 
 def rnn_config(args: argparse.Namespace, mel_dim: int) -> RNNConfig:
@@ -215,7 +199,8 @@ def verify_speakers(args: argparse.Namespace, plan: Plan, device: torch.device) 
 
 def run(args: argparse.Namespace) -> None:
     """Do everything that is not done yet in --save_dir, which this process has locked."""
-    check_config(args)
+    decides = {"epochs"} if args.lr_schedule == "cosine" else set()  # the epochs over which the learning rate falls
+    record_settings(args, MAY_CHANGE - decides)
     store = args.save_dir / "models"
     device = pick_device(args.device)
     corpus = load_corpus(args)

@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from downstream.probing.arguments import add_perceptron_options, make_parser, probe_options
+from downstream.probing.arguments import add_probe_options, make_parser, probe_options, record_settings
 from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus
 from downstream.probing.phones import classify_phones
 from downstream.probing.splits import DEV
@@ -64,6 +64,7 @@ RECIPES = (
     f"{GOOD} rnn_dropout=0.2",
     f"{GOOD} loss=padded",
 )
+MAY_CHANGE = {"data", "labels", "save_dir", "minutes", "recipes", "seed", "device", "num_workers", "on_error"}
 COLUMNS = "recipe", "epochs", "L1 on dev / repeating a frame", "layer", "frame error on dev (%)"
 
 
@@ -72,9 +73,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--minutes", type=positive_float, default=10.0, help="Train each recipe for this much time of one core.")
-    help = "What to try: lines such as 'rnn_dropout=0.2 norm=speaker' (default: those of the published table)."
+    help = "What to try: lines such as 'rnn_dropout=0.2 norm=speaker' (default: 13 recipes)."
     add("--recipes", nargs="+", default=list(RECIPES), metavar="RECIPE", help=help)
-    add_perceptron_options(parser)
+    add_probe_options(parser)
     parser.set_defaults(checkpoint=None, save_dir=Path("logs/search"))
     args = parser.parse_args(arguments)
     for recipe in args.recipes:
@@ -124,8 +125,8 @@ def try_recipe(args: argparse.Namespace, line: str, path: Path) -> dict[str, Any
     model = load_pretrained(checkpoint_path(store, path.stem, epochs), device)
     layers = range(model.num_feats)
     features = corpus.hidden_states(model, device, layers)
-    settings = LINEAR, args.seed, probe_options(args), device
-    errors = [classify_phones(corpus, features[layer], *settings)["dev_error"] for layer in layers]
+    probe = LINEAR, args.seed, probe_options(args), device
+    errors = [classify_phones(corpus, features[layer], *probe)["dev_error"] for layer in layers]
     utterances = corpus.sets[DEV].log_mel
     l1 = prediction_errors(model, [utterances[index].numpy() for index in range(len(utterances))])
     result = {"recipe": line, "epochs": epochs, "minutes": args.minutes, "ratio": l1.ratio, "dev_errors": errors}
@@ -147,10 +148,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Try what is not tried yet, and print a table."""
     args = parse_arguments(arguments)
     with lock_directory(args.save_dir, "another run of search_recipe.py"):
+        record_settings(args, MAY_CHANGE)
         results = []
-        for line in args.recipes:
-            name = re.sub(r"[^\w.-]+", "-", line) or "base"
-            results.append(try_recipe(args, line, args.save_dir / f"{name}-{args.minutes:g}min-seed{args.seed}.json"))
+        for recipe in args.recipes:
+            name = re.sub(r"[^\w.-]+", "-", recipe) or "base"
+            path = args.save_dir / f"{name}-{args.minutes:g}min-seed{args.seed}.json"
+            results.append(try_recipe(args, recipe, path))
             print(*table(results), sep="\n", flush=True)
 
 

@@ -19,6 +19,7 @@ from downstream import (
     phone_classification,
     phone_recognition,
     run_all,
+    search_recipe,
     speaker_identification,
     speaker_verification,
 )
@@ -223,6 +224,32 @@ def test_what_of_a_corpus_cannot_be_read_is_skipped_or_stops_and_is_reported(cor
     printed = capsys.readouterr().out
     assert f"train: 1 utterances skipped: {tmp_path / 'out/prepared/train/skipped.txt'} lists them" in printed
     assert printed.count("dev: 1 files not read: 1 .m4a") == 1
+
+
+def test_recipes_are_trained_for_equal_time_ranked_and_kept(corpus, tmp_path, monkeypatch, capsys):
+    def burn(store, experiment, epochs, arguments):
+        subprocess.run([sys.executable, "-c", f"x = sum(range({epochs} * 20_000_000))"], check=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("downstream.search_recipe.train", burn)
+        one, four = (search_recipe.epochs_within(minutes, []) for minutes in (0.05, 0.2))
+    assert 1 < one < four < 8 * one
+    tiny = "rnn_hidden_size=8 rnn_num_layers=1 epochs=1"
+    command = ["--data", str(corpus), "--save_dir", str(tmp_path), "--num_workers", "0", "--probe_epochs", "2"]
+    command += ["--recipes", f"{tiny} norm=speaker bucketing=on"]
+    search_recipe.main(command)
+    table = capsys.readouterr().out
+    assert re.search(r"^\| rnn_hidden_size=8 .*bucketing=on \| 1 \| \d\.\d{3} \| 0 \| \d+\.\d\d \|$", table, re.M)
+    (model,) = tmp_path.glob("models/*.dir/*__best.model")
+    assert load_pretrained(model).frame_spec.describe() == "front end released, norm speaker"
+    monkeypatch.setattr("downstream.search_recipe.train", None)
+    search_recipe.main(command)  # nothing is trained again
+    assert capsys.readouterr().out == table
+    with pytest.raises(InputError, match="holds other results: label_shift was None and is now 20"):
+        search_recipe.main([*command, "--label_shift", "20"])
+    with pytest.raises(SystemExit):
+        search_recipe.parse_arguments(["--data", str(corpus), "--recipes", "bucketing"])
+    assert "'bucketing' is not a line of NAME=VALUE" in capsys.readouterr().err
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,13 @@ from utils.system.arguments import (
     positive,
     positive_float,
 )
-from utils.system.files import make_way_for, write_json
+from utils.system.errors import InputError, describe_changes
+from utils.system.files import make_way_for, read_json, write_json
 from utils.training.objective import LOSSES
 from utils.training.optimization import SCHEDULES
 
 NORMS = ("global", "global-mean", "speaker", "speaker-mean", "utterance", "utterance-mean")
+CONFIG_FILE = "config.json"  # in --save_dir
 DEFAULTS = ProbeOptions()
 FRACTIONS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 
@@ -60,6 +64,20 @@ def make_parser(description: str, seeds_help: str | None = None) -> argparse.Arg
     add("--seed", type=natural, default=0, help="The first seed.")
     add("--device", default="auto", help="Where to compute: auto, cpu, cuda or cuda:i.")
     return parser
+
+
+def record_settings(args: argparse.Namespace, may_change: Set[str]) -> None:
+    """Record the options and the labels of the results in --save_dir, or raise InputError where they have changed."""
+    labels = args.labels or args.data / "phones.ctm"
+    now = {key: value for key, value in vars(args).items() if key not in may_change}
+    if labels.is_file():  # otherwise reading them raises the error
+        now["labels"] = hashlib.sha256(labels.read_bytes()).hexdigest()
+    now = json.loads(json.dumps(now))  # as it is read back
+    path = args.save_dir / CONFIG_FILE
+    before = read_json(path) if path.exists() else now
+    if changes := describe_changes(before, now):
+        raise InputError(f"{args.save_dir} holds other results: {changes}; give another --save_dir")
+    write_json(path, now)
 
 
 def add_feature_options(parser: argparse.ArgumentParser) -> None:
