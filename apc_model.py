@@ -136,7 +136,7 @@ class APCModel(nn.Module):
         """The features of frames as they come in: those of `forward`, to float precision, however they are cut.
 
         For a model in eval mode, without gradients. A call costs one pass over the weights, however few its frames:
-        one to two milliseconds on a core for three layers of 512.
+        less than a millisecond on a core for one frame and three layers of 512.
 
         Args:
             frames: float (batch, n, mel_dim), the next n frames of each of the streams, n from 1 on.

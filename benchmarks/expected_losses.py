@@ -3,8 +3,8 @@
     python benchmarks/expected_losses.py --train LibriSpeech/train-clean-100 --test LibriSpeech/dev-clean
 
 Prepares both directories of audio, trains a model for each time shift by train_apc.py, as the released script does (the
-loss counts padding), and prints mean absolute errors (L1) after the last epoch: over true frames, and over padding to
-1600 frames too. An interrupted run continues with the same command, and so does one with more --epochs.
+loss counts padding), and prints mean absolute errors (L1) after the epoch with the lowest loss on the test set: over
+true frames, and over padding to 1600 frames too. An interrupted run continues with the same command, and so does one with more --epochs.
 """
 
 import sys
@@ -54,7 +54,7 @@ def read(directory: Path) -> list[np.ndarray]:
 
 
 def train(args: argparse.Namespace, prepared: Path, time_shift: int) -> Path:
-    """Train a model, or continue to; returns its last checkpoint."""
+    """Train a model, or continue to; returns its best checkpoint."""
     name, store = f"ts{time_shift}", args.save_dir / "models"
     settings = {"librispeech_path": prepared, "train_split": "train", "val_split": "test", "store_path": store}
     settings |= {"experiment_name": name, "rnn_hidden_size": args.hidden_size, "time_shift": time_shift}
@@ -63,7 +63,7 @@ def train(args: argparse.Namespace, prepared: Path, time_shift: int) -> Path:
     command = [sys.executable, str(ROOT / "train_apc.py"), "--rnn_residual", "--resume"]
     if subprocess.run([*command, *(f"--{key}={value}" for key, value in settings.items())]).returncode:
         raise InputError("train_apc.py failed; the same command continues")
-    return store / f"{name}.dir" / f"{name}__epoch_{args.epochs}.model"
+    return store / f"{name}.dir" / f"{name}__best.model"
 
 
 def main(arguments: list[str] | None = None) -> None:
