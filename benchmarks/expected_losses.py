@@ -4,7 +4,8 @@
 
 Prepares both directories of audio, trains a model for each time shift by train_apc.py, as the released script does (the
 loss counts padding), and prints mean absolute errors (L1) after the epoch with the lowest loss on the test set: over
-true frames, and over padding to 1600 frames too. An interrupted run continues with the same command, and so does one with more --epochs.
+true frames, and over padding to 1600 frames too. An interrupted run continues with the same command, and so does one
+with more --epochs, unless the schedule is cosine.
 """
 
 import sys
