@@ -1,16 +1,13 @@
 """One recurrent layer, run by the implementation that suits its input."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from utils.rnn.packed_rnn import packed_rnn
 from utils.rnn.packing import Packing
+from utils.rnn.products import FEW_ROWS, linear_in_parts
 
 State = tuple[Tensor, ...]  # (h,) of a GRU, (h, c) of an LSTM; empty for zeros
-FEW_ROWS = 4  # of a product that is faster in parts
-PARTS = 24
 
 
 def run_layer(
@@ -49,7 +46,7 @@ def _step(rnn: nn.GRU | nn.LSTM, x: Tensor, state: State) -> State:
         # oneDNN, which runs a whole LSTM on a CPU, reorders the weights at every call: three times the work of a step
         state = torch.lstm_cell(x, state, *weights) if len(state) == 2 else (torch.gru_cell(x, state[0], *weights),)
         return tuple(state)
-    inputs, recurrent = _product_in_parts(x, w_ih, b_ih), _product_in_parts(state[0], w_hh, b_hh)
+    inputs, recurrent = linear_in_parts(x, w_ih, b_ih), linear_in_parts(state[0], w_hh, b_hh)
     if len(state) == 2:
         i, f, g, o = (inputs + recurrent).chunk(4, 1)
         c = torch.addcmul(f.sigmoid() * state[1], i.sigmoid(), g.tanh())
@@ -57,10 +54,3 @@ def _step(rnn: nn.GRU | nn.LSTM, x: Tensor, state: State) -> State:
     r, z = (inputs + recurrent)[:, : 2 * rnn.hidden_size].sigmoid().chunk(2, 1)
     n = torch.addcmul(inputs[:, 2 * rnn.hidden_size :], r, recurrent[:, 2 * rnn.hidden_size :]).tanh()
     return (torch.lerp(n, state[0], z),)
-
-
-def _product_in_parts(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight.t() + bias of few rows: as a batch of products it takes a third of the time of one on a CPU."""
-    parts = math.gcd(len(weight), PARTS)
-    weights, x = weight.unflatten(0, (parts, -1)), x.t().expand(parts, -1, -1)
-    return torch.baddbmm(bias.view(parts, -1, 1), weights, x).flatten(0, 1).t()  # (rows, columns)

@@ -21,6 +21,7 @@ from utils.system.errors import InputError
 MKL, ONEDNN = LIBRARIES = ("mkl", "onednn")
 VARIABLE = "APC_MATMUL"
 SERIAL_ELEMENTS = 1 << 15  # of an element-wise operation that PyTorch leaves to one thread
+FEW_ROWS, PARTS = 4, 24  # of products that are faster in parts, and the most parts
 REORDER_ROWS = 32  # oneDNN keeps a weight in the same order for any number of rows but one
 
 
@@ -211,3 +212,10 @@ class BF16Products(OneDNNProducts):
 def chunked(values: Tensor, chunks: int) -> Tensor:
     """View (rows, columns) as (chunks, rows, columns / chunks)."""
     return values.unflatten(1, (chunks, -1)).transpose(0, 1)
+
+
+def linear_in_parts(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x @ weight.t() + bias of few rows: as a batch of products it takes a third of the time of one on a CPU."""
+    parts = math.gcd(len(weight), PARTS)
+    weights, x = weight.unflatten(0, (parts, -1)), x.t().expand(parts, -1, -1)
+    return torch.baddbmm(bias.view(parts, -1, 1), weights, x).flatten(0, 1).t()  # (rows, columns)
