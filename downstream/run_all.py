@@ -35,7 +35,6 @@ import torch
 
 from apc_model import APCModel
 from downstream.probing.arguments import (
-    CONFIG_FILE,
     abx_options,
     add_abx_options,
     add_perceptron_options,
@@ -45,7 +44,7 @@ from downstream.probing.arguments import (
     make_parser,
     probe_options,
     recognition_options,
-    record_settings,
+    results_directory,
 )
 from downstream.probing.corpus import DEFAULT_NORM, load_corpus, load_speaker_corpus
 from downstream.probing.plan import Best, Plan, choose_best, recognised
@@ -61,7 +60,6 @@ from utils.audio.front_ends import DEFAULT_FRONT_END
 from utils.system.arguments import positive
 from utils.system.device import pick_device
 from utils.system.errors import run_script
-from utils.system.files import lock_directory, refuse_other_files, remove_leftovers
 
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers"}
 MAY_CHANGE |= {"command", "training_seeds", "on_error", "quick", "any_frames", "fractions", "speaker_data"}
@@ -199,8 +197,6 @@ def verify_speakers(args: argparse.Namespace, plan: Plan, device: torch.device) 
 
 def run(args: argparse.Namespace) -> None:
     """Do everything that is not done yet in --save_dir, which this process has locked."""
-    decides = {"epochs"} if args.lr_schedule == "cosine" else set()  # the epochs over which the learning rate falls
-    record_settings(args, MAY_CHANGE - decides)
     store = args.save_dir / "models"
     device = pick_device(args.device)
     corpus = load_corpus(args)
@@ -228,13 +224,8 @@ def run(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Train, probe, report."""
     args = parse_arguments(arguments)
-
-    def check() -> None:
-        if not (args.save_dir / CONFIG_FILE).exists():
-            refuse_other_files(args.save_dir)
-
-    with lock_directory(args.save_dir, "another run of run_all.py", check):
-        remove_leftovers(args.save_dir)
+    decides = {"epochs"} if args.lr_schedule == "cosine" else set()  # the epochs over which the learning rate falls
+    with results_directory(args, "run_all.py", MAY_CHANGE - decides):
         run(args)
 
 

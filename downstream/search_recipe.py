@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from downstream.probing.arguments import add_probe_options, make_parser, probe_options, record_settings
+from downstream.probing.arguments import add_probe_options, make_parser, probe_options, results_directory
 from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus
 from downstream.probing.phones import classify_phones
 from downstream.probing.splits import DEV
@@ -36,7 +36,7 @@ from utils.features.check import prediction_errors
 from utils.system.arguments import positive_float
 from utils.system.device import pick_device
 from utils.system.errors import run_script
-from utils.system.files import lock_directory, read_json, write_json
+from utils.system.files import read_json, write_json
 
 BASE = {
     "rnn_hidden_size": "256",
@@ -46,7 +46,7 @@ BASE = {
     "time_shift": "3",
     "precision": "bf16",
 }
-FRAMES = {"front_end": DEFAULT_FRONT_END, "norm": DEFAULT_NORM}  # of the base
+FRAMES = "front_end", "norm"  # of a recipe, or else of the options of these names
 PACE = "lr_schedule=cosine bucketing=on"
 GOOD = f"{PACE} learning_rate=2e-3"
 RECIPES = (
@@ -76,7 +76,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     help = "What to try: lines such as 'rnn_dropout=0.2 norm=speaker' (default: 13 recipes)."
     add("--recipes", nargs="+", default=list(RECIPES), metavar="RECIPE", help=help)
     add_probe_options(parser)
-    parser.set_defaults(checkpoint=None, save_dir=Path("logs/search"))
+    parser.set_defaults(checkpoint=None, norm=DEFAULT_NORM, front_end=DEFAULT_FRONT_END, save_dir=Path("logs/search"))
     args = parser.parse_args(arguments)
     for recipe in args.recipes:
         if not all("=" in setting for setting in recipe.split()):
@@ -86,7 +86,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def corpus_of(args: argparse.Namespace, recipe: dict[str, str]) -> Corpus:
     """The corpus with a recipe's frames, prepared once for each kind of frames."""
-    frames = {name: recipe.get(name, default) for name, default in FRAMES.items()}
+    frames = {name: recipe.get(name, getattr(args, name)) for name in FRAMES}
     directory = args.save_dir / "-".join(frames.values())
     return load_corpus(argparse.Namespace(**vars(args) | frames | {"save_dir": directory}))
 
@@ -147,8 +147,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """Try what is not tried yet, and print a table."""
     args = parse_arguments(arguments)
-    with lock_directory(args.save_dir, "another run of search_recipe.py"):
-        record_settings(args, MAY_CHANGE)
+    with results_directory(args, "search_recipe.py", MAY_CHANGE):
         results = []
         for recipe in args.recipes:
             name = re.sub(r"[^\w.-]+", "-", recipe) or "base"

@@ -247,6 +247,9 @@ def test_recipes_are_trained_for_equal_time_ranked_and_kept(corpus, tmp_path, mo
     assert capsys.readouterr().out == table
     with pytest.raises(InputError, match="holds other results: label_shift was None and is now 20"):
         search_recipe.main([*command, "--label_shift", "20"])
+    with pytest.raises(InputError, match="already holds other files"):
+        search_recipe.main([*command, "--save_dir", str(corpus)])
+    assert not (corpus / "config.json").exists()
     with pytest.raises(SystemExit):
         search_recipe.parse_arguments(["--data", str(corpus), "--recipes", "bucketing"])
     assert "'bucketing' is not a line of NAME=VALUE" in capsys.readouterr().err

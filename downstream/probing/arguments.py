@@ -26,7 +26,14 @@ from utils.system.arguments import (
     positive_float,
 )
 from utils.system.errors import InputError, describe_changes
-from utils.system.files import make_way_for, read_json, write_json
+from utils.system.files import (
+    lock_directory,
+    make_way_for,
+    read_json,
+    refuse_other_files,
+    remove_leftovers,
+    write_json,
+)
 from utils.training.objective import LOSSES
 from utils.training.optimization import SCHEDULES
 
@@ -66,8 +73,25 @@ def make_parser(description: str, seeds_help: str | None = None) -> argparse.Arg
     return parser
 
 
-def record_settings(args: argparse.Namespace, may_change: Set[str]) -> None:
-    """Record the options and the labels of the results in --save_dir, or raise InputError where they have changed."""
+@contextlib.contextmanager
+def results_directory(args: argparse.Namespace, script: str, may_change: Set[str]) -> Iterator[None]:
+    """Own --save_dir for the block, with the options and the labels of its results recorded there.
+
+    Raises:
+        InputError: it holds something else, or results of other options or labels, or another process owns it.
+    """
+
+    def check() -> None:
+        if not (args.save_dir / CONFIG_FILE).exists():
+            refuse_other_files(args.save_dir)
+
+    with lock_directory(args.save_dir, f"another run of {script}", check):
+        remove_leftovers(args.save_dir)
+        _record_settings(args, may_change)
+        yield
+
+
+def _record_settings(args: argparse.Namespace, may_change: Set[str]) -> None:
     labels = args.labels or args.data / "phones.ctm"
     now = {key: value for key, value in vars(args).items() if key not in may_change}
     if labels.is_file():  # otherwise reading them raises the error
