@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_apc
+from utils.training.validation import ALL_SPLITS
 
 ORDERS = ("random order", "bucketed")
 
@@ -33,7 +34,7 @@ class Timed(train_apc.Trainer):
         """Validate with the clock stopped."""
         self.seconds += time.perf_counter() - self.started
         losses = super().validate(stop)
-        self.history.append((self.seconds, losses[train_apc.ALL_SPLITS]))
+        self.history.append((self.seconds, losses[ALL_SPLITS]))
         self.started = time.perf_counter()
         return losses
 

@@ -9,11 +9,11 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+import common  # noqa: F401  # finds the project
 import kaldi_native_fbank
 import numpy as np
-from common import parse_arguments  # noqa: F401  # finds the project
 
-from utils.audio.frames import SAMPLE_RATE
+from utils.audio.frames import INT16_SCALE, SAMPLE_RATE
 from utils.audio.front_ends import FRONT_ENDS
 from utils.audio.log_mel import _fbank_options, log_mel
 from utils.audio.waveforms import read_waveform
@@ -26,7 +26,7 @@ def kaldi(waveform: np.ndarray) -> np.ndarray:
     options = _fbank_options(DITHERED)
     options.frame_opts.dither = DITHERED.dither
     fbank = kaldi_native_fbank.OnlineFbank(options)
-    fbank.accept_waveform(SAMPLE_RATE, memoryview((waveform * 32768).astype(np.float32)))
+    fbank.accept_waveform(SAMPLE_RATE, memoryview((waveform * INT16_SCALE).astype(np.float32)))
     return np.stack([fbank.get_frame(frame) for frame in range(fbank.num_frames_ready)])
 
 
