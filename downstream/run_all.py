@@ -53,7 +53,7 @@ from downstream.probing.report import head_lines, write_report
 from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.study import RANDOM, Study, StudyOptions
 from downstream.probing.summary import write_summary
-from downstream.probing.training import checkpoint_path, train
+from downstream.probing.training import Training, train
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.audio.front_ends import DEFAULT_FRONT_END
@@ -113,13 +113,28 @@ def random_model(config: RNNConfig, seed: int) -> APCModel:
         return APCModel(config.input_size, None, config)
 
 
-def training_arguments(args: argparse.Namespace, time_shift: int, prepared: Path, seed: int) -> list[str]:
-    """The command line of train_apc.py without the experiment's name and length."""
+def training_of(
+    args: argparse.Namespace, directory: Path, experiment: str, time_shift: int, prepared: Path, seed: int
+) -> Training:
+    """One model's training, kept below a directory."""
     settings = {"librispeech_path": prepared, "train_split": "train", "val_split": "dev", "load_data_workers": 1}
     settings |= {"rnn_hidden_size": args.hidden_size, "rnn_num_layers": args.num_layers, "time_shift": time_shift}
     settings |= {"seed": seed, "device": args.device, **{name: getattr(args, name) for name in RECIPE}}
     flags = ["--rnn_residual", *(["--bucketing"] if args.bucketing else [])]
-    return [*flags, *(f"--{name}={value}" for name, value in settings.items())]
+    options = [*flags, *(f"--{name}={value}" for name, value in settings.items())]
+    return Training(directory / "models", experiment, args.epochs, options)
+
+
+def train_time_shifts(args: argparse.Namespace, plan: Plan, directory: Path, prepared: Path) -> dict[int, Training]:
+    """Train a model for each time shift; return the trainings by time shift."""
+    trainings = {n: training_of(args, directory, plan.experiment(n), n, prepared, args.seed) for n in plan.time_shifts}
+    train([*trainings.values()], at_once(args))
+    return trainings
+
+
+def at_once(args: argparse.Namespace) -> int:
+    """How many models train at once: on a CPU as many as there are cores."""
+    return torch.get_num_threads() if pick_device(args.device).type == "cpu" else 1
 
 
 def probe_baselines(study: Study, args: argparse.Namespace, plan: Plan) -> None:
@@ -137,24 +152,26 @@ def probe_baselines(study: Study, args: argparse.Namespace, plan: Plan) -> None:
         study.classify(system, plan.layers, features, seeds=[seed], with_speakers=is_first, with_abx=True)
 
 
-def probe_checkpoint(study: Study, store: Path, plan: Plan, time_shift: int, epoch: int, layers: list[int]) -> None:
+def probe_checkpoint(study: Study, path: Path, plan: Plan, time_shift: int, epoch: int, layers: list[int]) -> None:
     """Probe a trained model after an epoch by linear classifiers."""
-    path = checkpoint_path(store, plan.experiment(time_shift), epoch)
     features, is_last = study.hidden_states(partial(load_pretrained, path)), epoch == plan.epochs
     study.classify(plan.trained(time_shift, epoch), layers, features, with_speakers=is_last, with_abx=is_last)
 
 
-def train_again(study: Study, args: argparse.Namespace, plan: Plan, best: Best, store: Path) -> dict[int, Path]:
+def train_again(study: Study, args: argparse.Namespace, plan: Plan, best: Best) -> dict[int, Path]:
     """Train the best model with the other seeds as well, and probe the best, the first and the last layer.
 
     Returns:
         The path of the weights by seed.
     """
-    paths = {}
+    trainings = {}
     for seed in study.training_seeds:
         experiment = study.training(plan.experiment(best.time_shift), seed)
-        train(store, experiment, args.epochs, training_arguments(args, best.time_shift, study.corpus.prepared, seed))
-        paths[seed] = checkpoint_path(store, experiment, args.epochs)
+        settings = experiment, best.time_shift, study.corpus.prepared, seed
+        trainings[seed] = training_of(args, args.save_dir, *settings)
+    train([*trainings.values()], at_once(args))
+    paths = {seed: training.checkpoint() for seed, training in trainings.items()}
+    for seed in study.training_seeds:
         system = study.training(plan.trained(best.time_shift), seed)
         features = study.hidden_states(partial(load_pretrained, paths[seed]))
         study.classify(system, [best.layer], features, seeds=[seed], with_abx=True)
@@ -186,18 +203,14 @@ def verify_speakers(args: argparse.Namespace, plan: Plan, device: torch.device) 
     config = rnn_config(args, corpus.sets["train"].log_mel[0].size(1))
     for seed in study.seeds:
         study.verify(f"{RANDOM}_seed{seed}", plan.layers, partial(random_model, config, seed))
-    for time_shift in plan.time_shifts:
-        experiment = plan.experiment(time_shift)
-        arguments = training_arguments(args, time_shift, corpus.prepared, args.seed)
-        train(directory / "models", experiment, args.epochs, arguments)
-        path = checkpoint_path(directory / "models", experiment, args.epochs)
-        study.verify(plan.trained(time_shift), plan.layers, partial(load_pretrained, path))
+    for time_shift, training in train_time_shifts(args, plan, directory, corpus.prepared).items():
+        make_model = partial(load_pretrained, training.checkpoint())
+        study.verify(plan.trained(time_shift), plan.layers, make_model)
     return study
 
 
 def run(args: argparse.Namespace) -> None:
     """Do everything that is not done yet in --save_dir, which this process has locked."""
-    store = args.save_dir / "models"
     device = pick_device(args.device)
     corpus = load_corpus(args)
     seeds, trainings = (range(args.seed, args.seed + count) for count in (args.seeds, args.training_seeds))
@@ -205,14 +218,14 @@ def run(args: argparse.Namespace) -> None:
     study = Study(corpus, args.save_dir / "results", seeds, trainings, options, device)
     plan = Plan(args.time_shifts, args.epochs, list(range(args.num_layers)), args.context, args.fractions)
     probe_baselines(study, args, plan)
-    for time_shift in args.time_shifts:
-        experiment = plan.experiment(time_shift)
-        train(store, experiment, args.epochs, training_arguments(args, time_shift, corpus.prepared, args.seed))
-        probe_checkpoint(study, store, plan, time_shift, args.epochs, plan.layers)
+    trainings = train_time_shifts(args, plan, args.save_dir, corpus.prepared)
+    for time_shift, training in trainings.items():
+        probe_checkpoint(study, training.checkpoint(), plan, time_shift, args.epochs, plan.layers)
     best = choose_best(study, plan)
     for epoch in plan.curve_epochs():
-        probe_checkpoint(study, store, plan, best.time_shift, epoch, [best.layer])
-    paths = train_again(study, args, plan, best, store)
+        path = trainings[best.time_shift].checkpoint(epoch)
+        probe_checkpoint(study, path, plan, best.time_shift, epoch, [best.layer])
+    paths = train_again(study, args, plan, best)
     model = load_pretrained(paths[args.seed], device)
     recognise(study, args, plan, best, paths)
     speakers = verify_speakers(args, plan, device)

@@ -29,7 +29,7 @@ from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus
 from downstream.probing.phones import classify_phones
 from downstream.probing.splits import DEV
 from downstream.probing.study import LINEAR
-from downstream.probing.training import checkpoint_path, train
+from downstream.probing.training import Training, train
 from load_pretrained_model import load_pretrained
 from utils.audio.front_ends import DEFAULT_FRONT_END
 from utils.features.check import prediction_errors
@@ -97,7 +97,7 @@ def epochs_within(minutes: float, arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as store:
         for epochs in (0, 1):
             start = resource.getrusage(resource.RUSAGE_CHILDREN)
-            train(Path(store), f"timing{epochs}", epochs, arguments)
+            train([Training(Path(store), f"timing{epochs}", epochs, arguments)])
             end = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
     return max(1, round(60 * minutes / (seconds[1] - seconds[0])))
@@ -117,12 +117,13 @@ def try_recipe(args: argparse.Namespace, line: str, path: Path) -> dict[str, Any
         "--rnn_residual",
         *(f"--{name}" if value == "on" else f"--{name}={value}" for name, value in settings.items()),
     ]
-    epochs_path, store = path.with_suffix(".epochs"), args.save_dir / "models"
+    epochs_path = path.with_suffix(".epochs")
     if not epochs_path.exists():
         write_json(epochs_path, {"epochs": int(epochs or epochs_within(args.minutes, options))})
     epochs = read_json(epochs_path)["epochs"]
-    train(store, path.stem, epochs, options)
-    model = load_pretrained(checkpoint_path(store, path.stem, epochs), device)
+    training = Training(args.save_dir / "models", path.stem, epochs, options)
+    train([training])
+    model = load_pretrained(training.checkpoint(), device)
     layers = range(model.num_feats)
     features = corpus.hidden_states(model, device, layers)
     probe = LINEAR, args.seed, probe_options(args), device

@@ -1,13 +1,20 @@
-"""Training an APC by train_apc.py in a subprocess, which ends with this process."""
+"""Training APCs by train_apc.py in subprocesses, which end with this process."""
 
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO, NamedTuple
+
+import torch
+from tqdm import tqdm
 
 from utils.system.errors import InputError
 from utils.system.signals import StopRequest
@@ -17,35 +24,95 @@ POLL_SECONDS = 0.2
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def checkpoint_path(store: Path, experiment: str, epoch: int) -> Path:
-    """The weights of an experiment after an epoch."""
-    return store / f"{experiment}.dir" / f"{experiment}__epoch_{epoch}.model"
+class Training(NamedTuple):
+    """An experiment of train_apc.py, up to an epoch."""
+
+    store: Path
+    experiment: str
+    epochs: int
+    arguments: list[str]  # all the others
+
+    def checkpoint(self, epoch: int | None = None) -> Path:
+        """The weights after an epoch (default: the last)."""
+        epoch = self.epochs if epoch is None else epoch
+        return self.store / f"{self.experiment}.dir" / f"{self.experiment}__epoch_{epoch}.model"
+
+    @property
+    def epochs_done(self) -> int:
+        """The number of epochs whose weights are there."""
+        return sum(self.checkpoint(epoch).exists() for epoch in range(1, self.epochs + 1))
 
 
-def train(store: Path, experiment: str, epochs: int, arguments: list[str]) -> None:
-    """Train an experiment up to an epoch, or resume training it. A finished experiment is not trained again.
+class Running(NamedTuple):
+    """A training's process, and the file of what it prints, or None where that is the terminal."""
 
-    Signals are forwarded to the training, which saves its state.
+    training: Training
+    process: subprocess.Popen
+    output: IO[bytes] | None
+
+    def has_ended(self) -> bool:
+        """Whether it has ended. Raises InputError if it failed."""
+        if self.process.poll() and self.output:
+            self.output.seek(0)
+            shutil.copyfileobj(self.output, sys.stderr.buffer)
+        if code := self.process.returncode:
+            name = self.training.experiment
+            raise InputError(f"training {name} ended with exit code {code}; the reason is above")
+        return code is not None
+
+
+def train(trainings: Sequence[Training], at_once: int = 1) -> None:
+    """Train experiments, or resume training them. One that is finished is not trained again.
+
+    Small models keep one core of a CPU busy, whatever the number of threads: several train in less time at once.
+    Signals are forwarded to them, and they save their states.
+
+    Args:
+        trainings: the experiments.
+        at_once: how many may train at once. They share the cores, and more than one print no progress of their own.
 
     Raises:
-        InputError: training failed and has printed why.
+        InputError: a training failed and has printed why.
         Stopped: a signal came; the same call continues.
     """
-    if checkpoint_path(store, experiment, epochs).exists():
-        return
-    script = [sys.executable, TRAIN_SCRIPT, "--resume", "--store_path", store, "--experiment_name", experiment]
-    command = [*map(str, script), "--epochs", str(epochs), *arguments]
-    with StopRequest("run the same command again to continue") as stop:
-        with subprocess.Popen(command, preexec_fn=_end_with_parent()) as process:
-            while process.poll() is None:
-                if stop.signum is not None:
-                    process.send_signal(stop.signum)
-                    process.wait()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(POLL_SECONDS)
+    at_once = min(at_once, len(trainings))
+    threads = max(1, torch.get_num_threads() // max(1, at_once))  # also for the last that is left: equal weights
+    waiting = [training for training in trainings if not training.checkpoint().exists()]
+    with StopRequest("run the same command again to continue") as stop, contextlib.ExitStack() as files:
+        bar = files.enter_context(_epoch_bar(trainings, is_shown=at_once > 1 and bool(waiting)))
+        running: list[Running] = []
+        try:
+            while (waiting or running) and stop.signum is None:
+                while waiting and len(running) < at_once:
+                    output = files.enter_context(tempfile.TemporaryFile()) if at_once > 1 else None
+                    running.append(_start(waiting.pop(0), threads, output))
+                time.sleep(POLL_SECONDS)
+                running = [one for one in running if not one.has_ended()]
+                bar.update(sum(training.epochs_done for training in trainings) - bar.n)
+        finally:
+            for one in running:
+                one.process.send_signal(stop.signum or signal.SIGTERM)
+            for one in running:
+                one.process.wait()
         stop.check()
-    if process.returncode:
-        raise InputError(f"training {experiment} ended with exit code {process.returncode}; the reason is above")
+
+
+def _epoch_bar(trainings: Sequence[Training], is_shown: bool) -> tqdm:
+    names = ", ".join(training.experiment for training in trainings)
+    total = sum(training.epochs for training in trainings)
+    return tqdm(desc=f"training {names}", total=total, unit="epoch", disable=None if is_shown else True)
+
+
+def _start(training: Training, threads: int, output: IO[bytes] | None) -> Running:
+    """Start a training's process. A session of its own keeps a terminal's Ctrl-C from reaching it twice."""
+    script = [sys.executable, TRAIN_SCRIPT, "--resume", "--store_path", training.store]
+    command = [*map(str, script), f"--experiment_name={training.experiment}", f"--epochs={training.epochs}"]
+    settings = {"env": os.environ | {"OMP_NUM_THREADS": str(threads)}, "stdout": output, "stderr": output}
+    end_with_parent = _end_with_parent()
+    process = subprocess.Popen(
+        [*command, *training.arguments], preexec_fn=end_with_parent, start_new_session=True, **settings
+    )
+    return Running(training, process, output)
 
 
 def _end_with_parent() -> Callable[[], None] | None:
