@@ -139,9 +139,7 @@ def at_once(args: argparse.Namespace) -> int:
 
 def probe_baselines(study: Study, args: argparse.Namespace, plan: Plan) -> None:
     """Probe log Mel with every classifier, log Mel with its neighbours, and random networks."""
-    for classifier in CLASSIFIERS:
-        is_first = classifier == CLASSIFIERS[0]
-        study.classify("log_mel", [0], study.log_mel(), classifier, with_speakers=is_first, with_abx=is_first)
+    study.classify("log_mel", [0], study.log_mel(), CLASSIFIERS, with_speakers=True, with_abx=True)
     for system, context in plan.contexts.items():
         study.classify(system, [0], study.log_mel(context), with_abx=True)
     mel_dim = study.corpus.sets["train"].log_mel[0].size(1)

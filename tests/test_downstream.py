@@ -227,8 +227,8 @@ def test_what_of_a_corpus_cannot_be_read_is_skipped_or_stops_and_is_reported(cor
 
 
 def test_recipes_are_trained_for_equal_time_ranked_and_kept(corpus, tmp_path, monkeypatch, capsys):
-    def burn(store, experiment, epochs, arguments):
-        subprocess.run([sys.executable, "-c", f"x = sum(range({epochs} * 20_000_000))"], check=True)
+    def burn(trainings):
+        subprocess.run([sys.executable, "-c", f"x = sum(range({trainings[0].epochs} * 20_000_000))"], check=True)
 
     with monkeypatch.context() as patch:
         patch.setattr("downstream.search_recipe.train", burn)

@@ -5,6 +5,7 @@ one, which takes about 3 microseconds each.
 """
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
@@ -41,8 +42,7 @@ class FrameFile:
     def read(self, first: int, count: int) -> torch.Tensor:
         """Rows that follow each other: (count, size)."""
         rows = np.empty((count, self.size), np.float32)
-        self._file.seek(first * self.size * 4)
-        self._file.readinto(rows)
+        _read(self._file, first * self.size * 4, rows)
         return torch.from_numpy(rows)
 
     def windows(self, count: int, width: int) -> "Windows":
@@ -70,6 +70,14 @@ class Windows:
         taken = np.empty((len(rows), self._length), np.float32)
         taken[is_mapped] = self._mapped[rows[is_mapped]]
         for number in np.flatnonzero(~is_mapped):
-            self._file.seek(int(rows[number]) * self._row_bytes)
-            self._file.readinto(taken[number])
+            _read(self._file, int(rows[number]) * self._row_bytes, taken[number])
         return taken
+
+
+def _read(file: BinaryIO, start: int, content: np.ndarray) -> None:
+    """Fill an array with what is in the file from a byte on. Forked processes share the file's position."""
+    if sys.platform == "linux":
+        os.preadv(file.fileno(), [content], start)
+    else:
+        file.seek(start)
+        file.readinto(content)

@@ -10,7 +10,9 @@ stands for the random networks of all seeds, 'ts3_epoch20_trainings' for 'ts3_ep
 several trainings, each probed with the seed of its weights. 'ts3_epoch20_tuned' has been trained on with a recogniser.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +31,27 @@ from downstream.probing.speakers import identify, make_trials, verify
 from downstream.probing.splits import DEV, TEST, TRAIN
 from utils.system.errors import InputError
 from utils.system.files import read_json, remove_leftovers, write_json
+from utils.system.workers import call_all
 
 Layers = Mapping[int, FeatureSets]
 MakeFeatures = Callable[[Sequence[int]], Layers]
+Result = dict[str, Any]  # JSON types
 LINEAR = "linear"
 ABX_TASKS = ("within", "across")
 RANDOM, TRAININGS, TUNED = "random", "_trainings", "_tuned"
+
+
+class Task(NamedTuple):
+    """The results of one layer to be computed: a file for each."""
+
+    paths: list[Path]
+    layer: int
+    compute: Callable[[FeatureSets], list[Result]]
+
+    def do(self, features: FeatureSets) -> None:
+        """Compute and write them."""
+        for path, result in zip(self.paths, self.compute(features), strict=True):
+            write_json(path, result)
 
 
 class StudyOptions(NamedTuple):
@@ -66,6 +83,8 @@ class Study:
     ) -> None:  # fmt: skip
         self.corpus, self.directory, self.options, self.device = corpus, directory, options, device
         self.seeds, self.training_seeds = seeds, training_seeds
+        self.num_workers = torch.get_num_threads() if device.type == "cpu" else 0
+        _import_for_workers()
         directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(directory)
         self.no_speakers = self._why_no_speakers()
@@ -95,26 +114,28 @@ class Study:
         system: str,
         layers: Sequence[int],
         make_features: MakeFeatures,
-        classifier: str = LINEAR,
+        classifiers: Sequence[str] = (LINEAR,),
         seeds: Sequence[int] | None = None,
         with_speakers: bool = False,
         with_abx: bool = False,
     ) -> None:
-        """Compute the missing results of a system; the features are made only if one is missing."""
-        features: Layers | None = None
+        """Compute the missing results of a system; the features are made only if one is missing.
+
+        Speaker tasks and ABX have no classifier: they are done once for each layer.
+        """
+        seeds, tasks = self.seeds if seeds is None else seeds, []
         for layer in layers:
-            for seed in self.seeds if seeds is None else seeds:
-                path = self._phones_path(system, layer, classifier, seed)
-                if not path.exists():
-                    features = features or make_features(layers)
-                    settings = classifier, seed, self.options.probe, self.device
-                    write_json(path, classify_phones(self.corpus, features[layer], *settings))
+            for classifier, seed in itertools.product(reversed(classifiers), seeds):  # those that take long first
+                compute = partial(self._classify, classifier, seed)
+                tasks.append(Task([self._phones_path(system, layer, classifier, seed)], layer, compute))
             if with_speakers and not self.no_speakers and not self._has_speakers(system, layer):
-                features = features or make_features(layers)
-                write_json(self._speakers_path(system, layer), self._probe_speakers(features[layer]))
-            if with_abx and not (path := self._abx_path(system, layer)).exists():
-                features = features or make_features(layers)
-                write_json(path, abx_errors(self.corpus, features[layer], self.options.abx, self.device))
+                path = self._speakers_path(system, layer)
+                path.unlink(missing_ok=True)  # of fewer seeds
+                tasks.append(Task([path], layer, self._probe_speakers))
+            if with_abx:
+                tasks.append(Task([self._abx_path(system, layer)], layer, self._abx))
+        self._compute(tasks, make_features)
+        for layer, classifier in itertools.product(layers, classifiers):
             errors = self.errors(RANDOM if system.startswith(f"{RANDOM}_seed") else system, layer, classifier)
             tqdm.write(f"{system}, layer {layer}, {classifier}: frame error {percent(errors)} %" if errors else system)
 
@@ -128,19 +149,16 @@ class Study:
         encoder: APCModel | None = None,
     ) -> None:
         """Recognise from shares of the training set where results are missing; an encoder is fine-tuned, too."""
-        features: FeatureSets | None = None
         names = [system] if encoder is None else [system, system + TUNED]
-        for fraction in fractions:
-            for seed in self.seeds if seeds is None else seeds:
-                paths = [self._recognition_path(name, layer, fraction, seed) for name in names]
-                if not paths[-1].exists():
-                    features = features or next(iter(make_features([layer]).values()))
-                    settings = fraction, seed, self.options.recognition, self.device, encoder, layer
-                    for path, result in zip(paths, recognise(self.corpus, features, *settings), strict=True):
-                        write_json(path, result)
-                for name, path in zip(names, paths, strict=True):
-                    minutes, error = (read_json(path)[key] for key in ("minutes", "error"))
-                    tqdm.write(f"{name}, layer {layer}, {minutes:.1f} minutes: phone error rate {percent([error])} %")
+        tasks = []
+        for fraction, seed in itertools.product(fractions, self.seeds if seeds is None else seeds):
+            paths = [self._recognition_path(name, layer, fraction, seed) for name in names]
+            tasks.append(Task(paths, layer, partial(self._recognise, fraction, seed, encoder, layer)))
+        self._compute(tasks, make_features)
+        for task in tasks:
+            for name, path in zip(names, task.paths, strict=True):
+                minutes, error = (read_json(path)[key] for key in ("minutes", "error"))
+                tqdm.write(f"{name}, layer {layer}, {minutes:.1f} minutes: phone error rate {percent([error])} %")
 
     def recognition(self, system: str, layer: int, fraction: float) -> list[dict[str, Any]]:
         """The results of recognition from a share of the training set, one for each seed."""
@@ -170,18 +188,36 @@ class Study:
         path = self._speakers_path(f"{RANDOM}_seed{self.seeds[0]}" if system == RANDOM else system, layer)
         return read_json(path) if path.exists() else {}
 
+    def _compute(self, tasks: Sequence[Task], make_features: MakeFeatures) -> None:
+        """Do the tasks without results, one on each core of a CPU, and write these."""
+        if missing := [task for task in tasks if not task.paths[-1].exists()]:
+            features = make_features(sorted({task.layer for task in missing}))
+            call_all([partial(task.do, features[task.layer]) for task in missing], self.num_workers)
+
+    def _classify(self, classifier: str, seed: int, features: FeatureSets) -> list[Result]:
+        return [classify_phones(self.corpus, features, classifier, seed, self.options.probe, self.device)]
+
+    def _abx(self, features: FeatureSets) -> list[Result]:
+        return [abx_errors(self.corpus, features, self.options.abx, self.device)]
+
+    def _recognise(
+        self, fraction: float, seed: int, encoder: APCModel | None, layer: int, features: FeatureSets
+    ) -> list[Result]:
+        settings = fraction, seed, self.options.recognition, self.device, encoder, layer
+        return recognise(self.corpus, features, *settings)
+
     def _has_speakers(self, system: str, layer: int) -> bool:
         """Whether the results of the speaker tasks exist, for as many seeds as are wanted."""
         path = self._speakers_path(system, layer)
         return path.exists() and len(read_json(path).get("identification", self.seeds)) == len(self.seeds)
 
-    def _probe_speakers(self, features: FeatureSets) -> dict[str, Any]:
+    def _probe_speakers(self, features: FeatureSets) -> list[Result]:
         trials = make_trials(self.corpus.speakers_of(TEST), self.seeds[0])
-        results: dict[str, Any] = {"trials": len(trials.is_same), **verify(self.corpus, features, trials)}
+        results: Result = {"trials": len(trials.is_same), **verify(self.corpus, features, trials)}
         known = set(self.corpus.speakers_of(TRAIN))
         if set(self.corpus.speakers_of(DEV) + self.corpus.speakers_of(TEST)) <= known:
             results["identification"] = [identify(self.corpus, features, seed) for seed in self.seeds]
-        return results
+        return [results]
 
     def _why_no_speakers(self) -> str:
         if len(set(self.corpus.speakers_of(TRAIN))) < 2:
@@ -203,3 +239,10 @@ class Study:
 
     def _recognition_path(self, system: str, layer: int, fraction: float, seed: int) -> Path:
         return self.directory / f"recognition__{system}__{layer}__{fraction:g}__seed{seed}.json"
+
+
+def _import_for_workers() -> None:
+    """Import what probes would import, two seconds' worth, so that not every process that is forked does."""
+    import sklearn.discriminant_analysis
+    import sklearn.preprocessing  # noqa: F401
+    import torch._dynamo  # noqa: F401  # by Adam

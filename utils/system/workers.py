@@ -4,9 +4,9 @@ import concurrent.futures
 import multiprocessing
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -50,6 +50,30 @@ def ordered_map(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+def call_all(calls: Sequence[Callable[[], Result]], num_workers: int) -> list[Result]:
+    """Call functions, several at once, each in a forked process of one thread; return what they return, in order.
+
+    They inherit the functions and what these hold, which need not be pickled. They are killed where this process stops.
+
+    Args:
+        calls: the functions.
+        num_workers: number of processes; 0 works in this one, as does a system that is not Linux.
+    """
+    if num_workers == 0 or sys.platform != "linux":
+        return [call() for call in calls]
+    context = multiprocessing.get_context("fork")
+    settings = min(num_workers, len(calls)), context, _start_caller, (calls,)
+    with concurrent.futures.ProcessPoolExecutor(*settings) as executor:
+        try:
+            return list(executor.map(_call, range(len(calls))))
+        except BrokenProcessPool as error:
+            raise InputError("a worker process was killed, perhaps for want of memory") from error
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
+
+
 def in_parts(
     items: Iterable[Job], size: Callable[[Job], int], enough: int, most: int | None = None
 ) -> Iterator[list[Job]]:
@@ -89,3 +113,16 @@ def _in_order(
 def _start_worker() -> None:
     start_worker()
     torch.set_num_threads(1)
+
+
+_calls: Sequence[Callable[[], Any]] = ()  # of a worker of `call_all`
+
+
+def _start_caller(calls: Sequence[Callable[[], Any]]) -> None:
+    global _calls
+    _start_worker()
+    _calls = calls
+
+
+def _call(number: int) -> Any:
+    return _calls[number]()
