@@ -56,7 +56,6 @@ from downstream.probing.summary import write_summary
 from downstream.probing.training import Training, train
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
-from utils.audio.front_ends import DEFAULT_FRONT_END
 from utils.system.arguments import positive
 from utils.system.device import pick_device
 from utils.system.errors import run_script
@@ -87,7 +86,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_abx_options(parser)
     add_recognition_options(parser, "*")
     add_silence_option(parser)
-    parser.set_defaults(checkpoint=None, norm=DEFAULT_NORM, front_end=DEFAULT_FRONT_END)
+    parser.set_defaults(checkpoint=None, norm=DEFAULT_NORM)
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(arguments)

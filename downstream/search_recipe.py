@@ -76,7 +76,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     help = "What to try: lines such as 'rnn_dropout=0.2 norm=speaker' (default: 13 recipes)."
     add("--recipes", nargs="+", default=list(RECIPES), metavar="RECIPE", help=help)
     add_probe_options(parser)
-    parser.set_defaults(checkpoint=None, norm=DEFAULT_NORM, front_end=DEFAULT_FRONT_END, save_dir=Path("logs/search"))
+    parser.set_defaults(checkpoint=None, norm=DEFAULT_NORM, save_dir=Path("logs/search"))
     args = parser.parse_args(arguments)
     for recipe in args.recipes:
         if not all("=" in setting for setting in recipe.split()):
@@ -87,7 +87,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def corpus_of(args: argparse.Namespace, recipe: dict[str, str]) -> Corpus:
     """The corpus with a recipe's frames, prepared once for each kind of frames."""
     frames = {name: recipe.get(name, getattr(args, name)) for name in FRAMES}
-    directory = args.save_dir / "-".join(frames.values())
+    directory = args.save_dir / f"{frames['front_end'] or DEFAULT_FRONT_END}-{frames['norm']}"
     return load_corpus(argparse.Namespace(**vars(args) | frames | {"save_dir": directory}))
 
 

@@ -276,6 +276,7 @@ def test_one_command_trains_probes_and_reports(whole):
     given = ["--data", str(SAMPLE), "--save_dir", str(whole), *QUICK.split()]
     assert shlex.split(command) == ["python", "downstream/run_all.py", *given]
     assert "hidden_size 64, " in settings and "quick True, " in settings
+    assert " Frames: front end released, norm global." in report
     rows = [line for line in report.splitlines() if line.startswith("| ") and "---" not in line]
     # header; classifiers on log Mel; two stacks; random and trained layers; two trainings
     assert len(rows[:-5]) == 1 + 3 + 2 + 3 + 3 + 1

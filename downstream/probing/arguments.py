@@ -12,6 +12,7 @@ from downstream.probing.abx import AbxOptions
 from downstream.probing.corpus import DEFAULT_NORM
 from downstream.probing.probes import ProbeOptions
 from downstream.probing.recognition import RecognitionOptions
+from utils.audio.front_ends import DEFAULT_FRONT_END
 from utils.configs import RNN_TYPES
 from utils.corpus.arguments import add_front_end_options
 from utils.rnn.precision import PRECISIONS
@@ -57,7 +58,7 @@ def make_parser(description: str, seeds_help: str | None = None) -> argparse.Arg
     add("--held_out_speakers", nargs="+", metavar="SPEAKER", help=help)
     help = (
         "Scale log Mel to zero mean and unit variance over train, each speaker or each utterance, or remove the mean "
-        f"(by default as a checkpoint's frames are, or else {DEFAULT_NORM})."
+        f"(by default audio as a checkpoint's frames are and features not, or without a checkpoint {DEFAULT_NORM})."
     )
     add("--norm", choices=NORMS, help=help)
     add_front_end_options(parser)
@@ -94,6 +95,7 @@ def results_directory(args: argparse.Namespace, script: str, may_change: Set[str
 def _record_settings(args: argparse.Namespace, may_change: Set[str]) -> None:
     labels = args.labels or args.data / "phones.ctm"
     now = {key: value for key, value in vars(args).items() if key not in may_change}
+    now["front_end"] = args.front_end or DEFAULT_FRONT_END
     if labels.is_file():  # otherwise reading them raises the error
         now["labels"] = hashlib.sha256(labels.read_bytes()).hexdigest()
     now = json.loads(json.dumps(now))  # as it is read back

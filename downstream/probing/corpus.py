@@ -1,7 +1,7 @@
 """A corpus ready for probes: its prepared sets, the phone of every frame, the speaker of every utterance.
 
 DIR/audio/{train,dev,test}/...   audio files (splits.py says what holds where there is no test), or where there is no
-DIR/{train,dev,test}             DIR/audio, Kaldi data directories, or manifests: train.tsv, dev.tsv, test.tsv
+DIR/{train,dev,test}             DIR/audio, Kaldi data directories of audio or log-Mel features, or manifests: *.tsv
 DIR/phones.ctm                   phone alignments, or the file that --labels names
 """
 
@@ -17,7 +17,7 @@ from downstream.probing.features import FeatureSets, Utterances, model_features,
 from downstream.probing.labels import NO_LABELS, PhoneLabels, read_labels
 from downstream.probing.splits import SETS, TRAIN, Splits, find_speaker_splits, find_splits
 from load_pretrained_model import load_pretrained
-from utils.corpus.arguments import front_end_of
+from utils.corpus.arguments import archives_of, check_frames, front_end_of
 from utils.corpus.audio_source import AudioOptions
 from utils.corpus.frame_spec import UNKNOWN, FrameSpec, check_fit
 from utils.corpus.normalization import Normalizer, scope
@@ -27,6 +27,7 @@ from utils.corpus.scaling import Scaling
 from utils.corpus.sources import closing_lines
 from utils.corpus.speakers import BY_MAP, Speakers
 from utils.features.extraction import ALL_LAYERS, MEAN_OF_LAYERS, pick_layers
+from utils.features.job import check_frame_size
 from utils.system.device import pick_device
 from utils.system.errors import InputError
 from utils.system.memory import reuse_freed_memory
@@ -69,9 +70,12 @@ def load_corpus(args: argparse.Namespace) -> Corpus:
     """
     reuse_freed_memory()
     audio = args.data / "audio" if (args.data / "audio").is_dir() else args.data
-    spec = read_checkpoint(args.checkpoint, args.residual).frame_spec if args.checkpoint else UNKNOWN
+    model = read_checkpoint(args.checkpoint, args.residual) if args.checkpoint else None
+    spec = model.frame_spec if model else UNKNOWN
     options = audio_options(args, spec)
     splits = find_splits(audio, args.held_out_speakers, options)
+    if model:
+        check_frame_size(splits.sources[TRAIN], model.mel_dim)
     scaling = choose_scaling(args, splits, spec)
     labels = read_labels(args.labels or args.data / "phones.ctm", args.label_shift or 0.0)
     of_model = f"-{options.front_end.name}-{scaling.norm}" if args.checkpoint else ""
@@ -87,7 +91,8 @@ def load_speaker_corpus(args: argparse.Namespace) -> Corpus:
 
 def audio_options(args: argparse.Namespace, spec: FrameSpec) -> AudioOptions:
     """How audio is read: as the options say, or else as a checkpoint's frames were made."""
-    return AudioOptions(skip_errors=args.on_error == "skip", front_end=front_end_of(args, spec))
+    front_end = front_end_of(args, spec)
+    return AudioOptions(skip_errors=args.on_error == "skip", front_end=front_end, archives_of=archives_of(args))
 
 
 def _prepare_and_read(
@@ -96,18 +101,24 @@ def _prepare_and_read(
     for name in SETS:
         prepare_set(splits, name, prepared, args, scaling)
     sets = {name: read_utterances(prepared / name, labels) for name in SETS}
+    sizes = {name: utterances.log_mel.file.size for name, utterances in sets.items()}
+    if other := next((name for name in SETS if sizes[name] != sizes[TRAIN]), None):
+        raise InputError(f"frames of {other} have size {sizes[other]}, but those of train {sizes[TRAIN]}")
     return Corpus(prepared, sets, labels, splits.speakers)
 
 
 def choose_scaling(args: argparse.Namespace, splits: Splits, spec: FrameSpec) -> Scaling:
-    """How log Mel is scaled: by default as a checkpoint's frames are, or else over train.
+    """How log Mel is scaled: by default audio as a checkpoint's frames are, features not; without one, over train.
 
     Raises:
-        InputError: the options ask for other frames than the checkpoint's, without --any_frames.
+        InputError: the options ask for other frames than the checkpoint's, or for what the sets do not allow.
     """
     train = splits.sources[TRAIN]
     is_models = args.checkpoint and not args.norm
-    scaling = Scaling.of_model(spec, train.front_end) if is_models else Scaling(args.norm or DEFAULT_NORM)
+    check_frames(args, train, for_audio=args.dither is not None, scales=not is_models)
+    scaling = Scaling.of_model(spec, train) if is_models else Scaling(args.norm or DEFAULT_NORM)
+    if spec.normalization and args.norm == spec.norm:
+        scaling = Scaling.by(spec.normalizer)  # the model's mean and variance
     for line in check_fit(scaling.frame_spec(train), train, spec, args.any_frames) if args.checkpoint else ():
         print(line)
     return scaling._replace(speakers=Speakers(BY_MAP, splits.speakers, splits.speakers_from))

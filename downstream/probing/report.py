@@ -18,6 +18,7 @@ from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.splits import SETS, TEST, TRAIN
 from downstream.probing.study import LINEAR, Study
 from utils.audio.frames import frames_to_hours
+from utils.corpus.frame_spec import FrameSpec
 from utils.system.errors import brief, one_line
 from utils.system.files import atomic_write
 
@@ -140,7 +141,8 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
     late = f" The labels are taken {corpus.labels.late_ms:g} ms earlier." if corpus.labels.late_ms else ""
     return [
         f"{'; '.join(sizes)}. {len(corpus.labels.phones)} phones; always saying {common} is wrong in "
-        f"{100 * share:.1f} % of the test frames that have a phone.{late}\n",
+        f"{100 * share:.1f} % of the test frames that have a phone.{late} "
+        f"Frames: {FrameSpec.of_directory(corpus.prepared / TRAIN).describe()}.\n",
         f"Errors in %, mean ± standard deviation over {len(study.seeds)} seeds. A seed decides a probe's first weights "
         "and its order of the data; of the random networks also their weights, and of the last row those of the whole "
         "training; the other APC are trained once. Phone error: "

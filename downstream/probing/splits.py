@@ -6,23 +6,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets import find_split
-from utils.corpus.audio_source import DEFAULT_OPTIONS, AudioOptions, AudioSource, AudioUtterance
+from utils.corpus.audio_source import DEFAULT_OPTIONS, AudioOptions, AudioSource
 from utils.corpus.find_source import find_source
 from utils.corpus.manifest import MANIFEST_SUFFIX
+from utils.corpus.sources import ArchiveSource, PreparedSource, Source
 from utils.corpus.speakers import BY_FOLDER, Speakers
+from utils.corpus.utterance import Utterance
 from utils.system.errors import InputError
 
 TRAIN, DEV, TEST = SETS = ("train", "dev", "test")
 DEV_EVERY = 5  # where there is no audio/test, audio/dev is the test set, and every fifth utterance of train is dev
 SPEAKER_DEV_EVERY = 20
 
-Files = dict[str, list[AudioUtterance]]
+Files = dict[str, list[Utterance]]
 
 
 class Splits(NamedTuple):
     """The sets of a corpus."""
 
-    sources: dict[str, AudioSource]  # by set: 'train', 'dev' and 'test'
+    sources: dict[str, Source]  # by set: 'train', 'dev' and 'test'
     speakers: Mapping[str, str]  # by utterance id
     speakers_from: str  # the rule that gave the speakers, in words
 
@@ -41,20 +43,19 @@ def find_splits(
         options: how audio is read.
 
     Raises:
-        InputError: a set is missing or empty, an utterance is in two, or there is no such speaker.
+        InputError: a set is missing or empty, some hold audio and others features, an utterance is in two, or there is
+            no such speaker.
     """
-    found = {name: _find_set(path, options) for name in SETS if (path := _set_path(data, name)).exists()}
-    missing = [name for name in (TRAIN, DEV) if name not in found]
-    if missing:
+    paths = {name: path for name in SETS if (path := _set_path(data, name)).exists()}
+    if missing := [name for name in (TRAIN, DEV) if name not in paths]:
         raise InputError(f"{data / missing[0]} is not a directory; {data} must hold train, dev and, best, test")
-    files = {name: source.files for name, source in found.items()}
-    check_disjoint(files)
+    found, files = _find_sets(paths, options)
     rule = _find_speakers(found)
     if TEST not in files:
         files = _take_dev({TRAIN: files[TRAIN], TEST: files[DEV]}, DEV_EVERY, data)
     if held_out_speakers:
         files = by_speaker(files, rule.of_utterance, held_out_speakers)
-    return _make_splits(found, files, rule, options)
+    return _make_splits(found, files, rule)
 
 
 def find_speaker_splits(data: Path, options: AudioOptions = DEFAULT_OPTIONS) -> Splits:
@@ -67,28 +68,32 @@ def find_speaker_splits(data: Path, options: AudioOptions = DEFAULT_OPTIONS) -> 
     """
     if not data.is_dir():
         raise InputError(f"{data} is not a directory; it must hold train and test")
-    paths = {name: _set_path(data, name) for name in (TRAIN, TEST)}
-    found = {n: _find_set(path if path.exists() else find_split(data, n), options) for n, path in paths.items()}
-    files = {name: source.files for name, source in found.items()}
-    check_disjoint(files)
+    names = TRAIN, TEST
+    paths = {n: path if (path := _set_path(data, n)).exists() else find_split(data, n) for n in names}
+    found, files = _find_sets(paths, options)
     rule = _find_speakers(found)
     known = {rule.of(file.id) for file in files[TRAIN]}
     if both := [file for file in files[TEST] if rule.of(file.id) in known]:
         raise InputError(f"speaker {rule.of(both[0].id)} is in train as well, but those of test must be new: {data}")
-    return _make_splits(found, _take_dev(files, SPEAKER_DEV_EVERY, data), rule, options)
+    return _make_splits(found, _take_dev(files, SPEAKER_DEV_EVERY, data), rule)
 
 
 def _take_dev(files: Files, every: int, data: Path) -> Files:
     """Take some utterances of train for dev, one of `every`. Raises InputError where there are too few."""
     if len(files[TRAIN]) < 2:
         raise InputError(f"{data} has too few utterances in train to take some for dev")
-    dev = files[TRAIN][::every]
-    return {TRAIN: [file for file in files[TRAIN] if file not in dev], DEV: dev, TEST: files[TEST]}
+    train = [file for index, file in enumerate(files[TRAIN]) if index % every]
+    return {TRAIN: train, DEV: files[TRAIN][::every], TEST: files[TEST]}
 
 
-def _make_splits(found: dict[str, AudioSource], files: Files, rule: Speakers, options: AudioOptions) -> Splits:
-    # what a set reports of its directory is reported once, with the set of the directory's name
-    sources = {name: replace(found.get(name, AudioSource([], options)), files=files[name]) for name in SETS}
+def _make_splits(found: dict[str, Source], files: Files, rule: Speakers) -> Splits:
+    train = found[TRAIN]
+    if isinstance(train, ArchiveSource):
+        paths = [path for source in found.values() for path in source.paths]
+        sources = {name: replace(train, paths=paths, chosen=files[name]) for name in SETS}
+    else:  # what a set reports of its directory is reported once, with the set of the directory's name
+        other = AudioSource([], train.options)
+        sources = {name: replace(found.get(name, other), files=files[name]) for name in SETS}
     return Splits(sources, rule.of_utterance, rule.describe())
 
 
@@ -98,25 +103,30 @@ def _set_path(data: Path, name: str) -> Path:
     return manifest if manifest.exists() and not (data / name).exists() else data / name
 
 
-def _find_set(path: Path, options: AudioOptions) -> AudioSource:
-    source = find_source([path], options)
-    if not isinstance(source, AudioSource):
-        raise InputError(
-            f"{path} holds features, but probes compute theirs of audio: give it a wav.scp, or audio files"
-        )
-    return source
+def _find_sets(paths: dict[str, Path], options: AudioOptions) -> tuple[dict[str, Source], Files]:
+    """The source at each path, and its utterances. Raises InputError where sets differ in kind, or share an id."""
+    found = {name: find_source([path], options) for name, path in paths.items()}
+    kinds = {type(source) for source in found.values()}
+    if len(kinds) > 1 or PreparedSource in kinds:
+        sets = ", ".join(map(str, paths.values()))
+        raise InputError(f"{sets} must all hold audio, or all be data directories of features, not yet prepared")
+    files = {name: list(source.unique()) for name, source in found.items()}
+    check_disjoint(files)
+    return found, files
 
 
-def _find_speakers(sources: dict[str, AudioSource]) -> Speakers:
-    """The speaker of every utterance, by the rule of all the sets, or where they differ by directories."""
+def _find_speakers(sources: dict[str, Source]) -> Speakers:
+    """The speaker of every utterance, by the rule of all the sets, or where those of audio differ by directories."""
     rules = {source.speakers.rule: source.speakers for source in sources.values()}
     for source in sources.values():
         if source.speakers.problem:
             raise InputError(source.speakers.problem)
+    if len(rules) > 1 and isinstance(sources[TRAIN], ArchiveSource):
+        raise InputError(f"{sources[TRAIN]} and other sets tell speakers in different ways: give each a utt2spk")
     if len(rules) > 1:
-        files = [file for source in sources.values() for file in source.files]
+        files = [file for source in sources.values() for file in source.utterances()]
         return Speakers(BY_FOLDER, {file.id: Path(file.location).absolute().parent.name for file in files})
-    of_all = {file.id: source.speakers.of(file.id) for source in sources.values() for file in source.files}
+    of_all = {file.id: source.speakers.of(file.id) for source in sources.values() for file in source.utterances()}
     return replace(rules.popitem()[1], of_utterance=of_all)
 
 

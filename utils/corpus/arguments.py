@@ -81,29 +81,31 @@ def choose_scaling(args: argparse.Namespace, source: Source, spec: FrameSpec = U
     Raises:
         InputError: options that exclude each other, frames that are scaled already, or the speakers cannot be known.
     """
-    for_audio = args.resample or (args.channel, args.dither) != (None, None)
-    is_misplaced = isinstance(source, PreparedSource) and args.front_end
-    if is_misplaced or (for_audio and not isinstance(source, AudioSource)):
-        raise InputError("--channel, --resample and --dither are for audio, --front_end also for archives")
     if args.norm == "none" and args.norm_from:
         raise InputError("--norm none and --norm_from exclude each other")
-    scales = args.norm_from or args.norm not in (None, "none")
-    if scales and (before := source.frame_spec.norm) not in (None, "none") and not args.any_frames:
-        reason = f"frames of {source} are normalised already (norm {before})"
-        raise InputError(f"{reason}: not by --norm again; --any_frames scales them once more")
+    for_audio = args.resample or (args.channel, args.dither) != (None, None)
+    check_frames(args, source, for_audio, scales=args.norm_from or args.norm not in (None, "none"))
     scaling = _choose_norm(args, source, spec)
     if (args.utt2spk or args.spk2utt) and scope(scaling.norm) != "speaker":
         raise InputError(f"a map of speakers is for --norm speaker, but --norm is {scaling.norm}")
     return scaling._replace(speakers=_choose_speakers(args, source, scaling.norm))
 
 
+def check_frames(args: argparse.Namespace, source: Source, for_audio: bool, scales: bool) -> None:
+    """Raise InputError where options are for audio and the source is none, or they scale what is scaled already."""
+    is_misplaced = isinstance(source, PreparedSource) and args.front_end
+    if is_misplaced or (for_audio and not isinstance(source, AudioSource)):
+        raise InputError("--channel, --resample and --dither are for audio, --front_end also for archives")
+    if scales and (before := source.frame_spec.norm) not in (None, "none") and not args.any_frames:
+        reason = f"frames of {source} are normalised already (norm {before})"
+        raise InputError(f"{reason}: not by --norm again; --any_frames scales them once more")
+
+
 def _choose_norm(args: argparse.Namespace, source: Source, spec: FrameSpec) -> Scaling:
     """The normalisation, without its speakers."""
     if args.norm_from:
         return Scaling.by(load_normalizer(args.norm_from, args.norm))
-    if args.norm or not isinstance(source, AudioSource):
-        return Scaling(args.norm or "none")
-    return Scaling.of_model(spec, source.front_end)
+    return Scaling(args.norm) if args.norm else Scaling.of_model(spec, source)
 
 
 def _choose_speakers(args: argparse.Namespace, source: Source, mode: str) -> Speakers:

@@ -8,11 +8,14 @@ feats.scp          read where there is no wav.scp
 """
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from utils.corpus.audio_source import AudioOptions, AudioSource, Entry, parse_span, raise_problems
 from utils.corpus.sources import ArchiveSource, Source
 from utils.corpus.speakers import FROM_IDS, LIBRISPEECH_ID, Speakers
+from utils.corpus.utterance import Utterance
 from utils.kaldi.lists import listed_file, read_list
 from utils.system.errors import InputError, one_line
 
@@ -30,27 +33,28 @@ def read_data_directory(directory: Path, options: AudioOptions) -> Source:
     Raises:
         InputError: an entry is a command or of another form, or an id is none or duplicate; lists them all.
     """
-    speakers = _read_speakers(directory)
     if not (directory / WAV).is_file():
-        return ArchiveSource([directory / FEATS], speakers, options.archives_of)
+        features = ArchiveSource([directory / FEATS], front_end=options.archives_of)
+        return replace(features, speakers=_read_speakers(directory, features.utterances()))
     entries, not_read = _read_recordings(directory / WAV), Counter()
     if (directory / SEGMENTS).is_file():
         recordings = {entry.id: entry for entry in entries}
         entries, used = _read_segments(directory / SEGMENTS, recordings)
         if unused := recordings.keys() - used:
             not_read["recording without a segment"] = len(unused)
-    notes = ()
+    speakers, notes = _read_speakers(directory, entries), ()
     if unknown := speakers.of_utterance.keys() - {entry.id for entry in entries}:
         notes = (f"{speakers.source} names {len(unknown)} utterances that have no audio, such as {min(unknown)}",)
-    if not speakers.source and all(LIBRISPEECH_ID.fullmatch(entry.id) for entry in entries):
-        speakers = FROM_IDS
     return AudioSource.of(entries, options, speakers, not_read, notes)
 
 
-def _read_speakers(directory: Path) -> Speakers:
+def _read_speakers(directory: Path, utterances: Iterable[Entry | Utterance]) -> Speakers:
+    """Who speaks, by a map, or where there is none by ids that all have LibriSpeech's form."""
     for name in (UTT2SPK, SPK2UTT):
         if (directory / name).is_file():
             return Speakers.read(directory / name, speaker_first=name == SPK2UTT)
+    if all(LIBRISPEECH_ID.fullmatch(utterance.id) for utterance in utterances):
+        return FROM_IDS
     return Speakers(problem=f"{directory} has no {UTT2SPK}: give --utt2spk or --spk2utt, or another --norm")
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.audio.front_ends import FrontEnd
+from utils.corpus.audio_source import AudioSource
 from utils.corpus.frame_spec import FrameSpec
 from utils.corpus.normalization import (
     FEW_FRAMES,
@@ -47,9 +47,11 @@ class Scaling(NamedTuple):
         return cls(normalizer.mode, normalizer)
 
     @classmethod
-    def of_model(cls, spec: FrameSpec, front_end: FrontEnd) -> "Scaling":
-        """Scale audio as the frames of a model are, or where that is unknown as its front end does."""
-        return cls.by(spec.normalizer) if spec.normalization else cls(spec.norm or front_end.norm)
+    def of_model(cls, spec: FrameSpec, source: Source) -> "Scaling":
+        """Scale audio as the frames of a model are, or where that is unknown as its front end does; frames not."""
+        if not isinstance(source, AudioSource):
+            return cls()
+        return cls.by(spec.normalizer) if spec.normalization else cls(spec.norm or source.front_end.norm)
 
     def describe(self, prefix: str = "") -> dict[str, str]:
         """What identifies the normalisation (JSON types), its keys with a prefix."""

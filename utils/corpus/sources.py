@@ -89,11 +89,17 @@ class ArchiveUtterance(Utterance):
 
 @dataclass(frozen=True)
 class ArchiveSource(Source):
-    """The utterances of Kaldi archives, one archive after another; their front end, where the user knows it."""
+    """The utterances of Kaldi archives, one archive after another.
+
+    Attributes:
+        front_end: what made their frames, where the user knows it.
+        chosen: some of their utterances, instead of all.
+    """
 
     paths: list[Path]
     speakers: Speakers = FROM_IDS
     front_end: FrontEnd | None = None
+    chosen: list[Utterance] | None = None
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.paths[:1])) + (", ..." if len(self.paths) > 1 else "")
@@ -105,6 +111,9 @@ class ArchiveSource(Source):
         return FrameSpec.of_archives([path.name for path in self.paths])
 
     def utterances(self) -> Iterator[Utterance]:
+        yield from self._scan() if self.chosen is None else self.chosen
+
+    def _scan(self) -> Iterator[Utterance]:
         for path in self.paths:
             for entry in scan_archive(path):
                 place = {"id": entry.id, "location": entry.location, "size": entry.num_bytes}
@@ -114,10 +123,15 @@ class ArchiveSource(Source):
                     yield ArchiveUtterance(**place, matrix=entry.matrix)
 
     def total(self) -> int:
+        if self.chosen is not None:
+            return sum(utterance.size for utterance in self.chosen)
         return sum(archive_path(path)[0].stat().st_size for path in self.paths)
 
     def describe(self) -> dict[str, Any]:
-        description = {"archives": [_describe_archive(path) for path in self.paths]}
+        description: dict[str, Any] = {"archives": [_describe_archive(path) for path in self.paths]}
+        if self.chosen is not None:
+            ids = "".join(f"{utterance.id}\n" for utterance in self.chosen)
+            description["utterances"] = {"count": len(self.chosen), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
         return description | ({ARCHIVES_OF: self.front_end.name} if self.front_end else {})
 
 

@@ -136,7 +136,7 @@ def check(model: "APCModel", args: argparse.Namespace) -> None:
     found, own = {}, model.frame_spec
     for spec in _candidates(own, args):
         source = find_source(args.check, audio_options(args, spec))
-        check_frame_size(source, model)
+        check_frame_size(source, model.mel_dim)
         scaling = choose_scaling(args, source, spec)
         made = scaling.frame_spec(source)
         is_own = made.is_known and own.is_known and not made.differences(own)

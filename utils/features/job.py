@@ -41,7 +41,7 @@ def extract(model: "APCModel", args: argparse.Namespace) -> None:
         refuse_to_remove(save_dir, (*read, args.checkpoint, args.norm_from, args.utt2spk, args.spk2utt))
     pick_layers(args.layer, model.num_feats)  # before --save_dir is touched
     source = find_source(args.data, audio_options(args, model.frame_spec))
-    check_frame_size(source, model)
+    check_frame_size(source, model.mel_dim)
     scaling = choose_scaling(args, source, model.frame_spec)
     for line in check_fit(scaling.frame_spec(source), source, model.frame_spec, args.any_frames):
         print(line)
@@ -74,8 +74,8 @@ def _fill(out: OutputDirectory, model: "APCModel", reading: Pass, scaling: Scali
     return extraction.real_time_factor()
 
 
-def check_frame_size(source: Source, model: "APCModel") -> None:
-    """Refuse data of another feature size before anything is written."""
+def check_frame_size(source: Source, mel_dim: int) -> None:
+    """Refuse data of another feature size than a model's before anything is written."""
     if isinstance(source, AudioSource):
         location, size = source.files[0].location, NUM_MEL_BINS
     else:
@@ -85,8 +85,8 @@ def check_frame_size(source: Source, model: "APCModel") -> None:
             location, size = first.location, first.load().shape[1]
         except InputError:
             return  # extraction stops there, or skips it
-    if size != model.mel_dim:
-        raise InputError(f"{location} has frames of {size} but the model reads {model.mel_dim}")
+    if size != mel_dim:
+        raise InputError(f"{location} has frames of {size} but the model reads {mel_dim}")
 
 
 def describe_job(args: argparse.Namespace, model: "APCModel", source: Source, scaling: Scaling) -> dict[str, Any]:
