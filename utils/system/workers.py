@@ -66,11 +66,11 @@ def call_all(calls: Sequence[Callable[[], Result]], num_workers: int) -> list[Re
     with concurrent.futures.ProcessPoolExecutor(*settings) as executor:
         try:
             return list(executor.map(_call, range(len(calls))))
-        except BrokenProcessPool as error:
-            raise InputError("a worker process was killed, perhaps for want of memory") from error
-        except BaseException:
+        except BaseException as error:
             for worker in multiprocessing.active_children():
                 worker.kill()
+            if isinstance(error, BrokenProcessPool):
+                raise InputError("a worker process was killed, perhaps for want of memory") from error
             raise
 
 
