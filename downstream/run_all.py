@@ -57,7 +57,7 @@ from downstream.probing.training import Training, train
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.system.arguments import positive
-from utils.system.device import pick_device
+from utils.system.device import jobs_at_once, pick_device
 from utils.system.errors import run_script
 
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers"}
@@ -124,16 +124,13 @@ def training_of(
     return Training(directory / "models", experiment, args.epochs, options)
 
 
-def train_time_shifts(args: argparse.Namespace, plan: Plan, directory: Path, prepared: Path) -> dict[int, Training]:
+def train_time_shifts(
+    args: argparse.Namespace, plan: Plan, directory: Path, prepared: Path, device: torch.device
+) -> dict[int, Training]:
     """Train a model for each time shift; return the trainings by time shift."""
     trainings = {n: training_of(args, directory, plan.experiment(n), n, prepared, args.seed) for n in plan.time_shifts}
-    train([*trainings.values()], at_once(args))
+    train([*trainings.values()], jobs_at_once(device))
     return trainings
-
-
-def at_once(args: argparse.Namespace) -> int:
-    """How many models train at once: on a CPU as many as there are cores."""
-    return torch.get_num_threads() if pick_device(args.device).type == "cpu" else 1
 
 
 def probe_baselines(study: Study, args: argparse.Namespace, plan: Plan) -> None:
@@ -166,7 +163,7 @@ def train_again(study: Study, args: argparse.Namespace, plan: Plan, best: Best) 
         experiment = study.training(plan.experiment(best.time_shift), seed)
         settings = experiment, best.time_shift, study.corpus.prepared, seed
         trainings[seed] = training_of(args, args.save_dir, *settings)
-    train([*trainings.values()], at_once(args))
+    train([*trainings.values()], jobs_at_once(study.device))
     paths = {seed: training.checkpoint() for seed, training in trainings.items()}
     for seed in study.training_seeds:
         system = study.training(plan.trained(best.time_shift), seed)
@@ -200,7 +197,7 @@ def verify_speakers(args: argparse.Namespace, plan: Plan, device: torch.device) 
     config = rnn_config(args, corpus.sets["train"].log_mel[0].size(1))
     for seed in study.seeds:
         study.verify(f"{RANDOM}_seed{seed}", plan.layers, partial(random_model, config, seed))
-    for time_shift, training in train_time_shifts(args, plan, directory, corpus.prepared).items():
+    for time_shift, training in train_time_shifts(args, plan, directory, corpus.prepared, device).items():
         make_model = partial(load_pretrained, training.checkpoint())
         study.verify(plan.trained(time_shift), plan.layers, make_model)
     return study
@@ -215,7 +212,7 @@ def run(args: argparse.Namespace) -> None:
     study = Study(corpus, args.save_dir / "results", seeds, trainings, options, device)
     plan = Plan(args.time_shifts, args.epochs, list(range(args.num_layers)), args.context, args.fractions)
     probe_baselines(study, args, plan)
-    trainings = train_time_shifts(args, plan, args.save_dir, corpus.prepared)
+    trainings = train_time_shifts(args, plan, args.save_dir, corpus.prepared, device)
     for time_shift, training in trainings.items():
         probe_checkpoint(study, training.checkpoint(), plan, time_shift, args.epochs, plan.layers)
     best = choose_best(study, plan)

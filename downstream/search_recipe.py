@@ -57,12 +57,12 @@ RECIPES = (
     f"{PACE} learning_rate=4e-3",
     f"{GOOD} norm=speaker",
     f"{GOOD} time_shift=5",
+    f"{GOOD} rnn_hidden_size=512",
     f"{GOOD} rnn_hidden_size=512 rnn_num_layers=2",
     f"{GOOD} rnn_type=lstm",
     f"{GOOD} front_end=kaldi-hires",
     f"{GOOD} rnn_num_layers=4",
     f"{GOOD} rnn_dropout=0.2",
-    f"{GOOD} loss=padded",
 )
 MAY_CHANGE = {"data", "labels", "save_dir", "minutes", "recipes", "seed", "device", "num_workers", "on_error"}
 COLUMNS = "recipe", "epochs", "L1 on dev / repeating a frame", "layer", "frame error on dev (%)"

@@ -127,17 +127,18 @@ def parse_feature_arguments(parser: argparse.ArgumentParser, arguments: list[str
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Add the recipe of training APC, by the names that train_apc.py has but for the sizes."""
     add = parser.add_argument
-    add("--epochs", type=positive, default=20, help="Number of epochs of training each model.")
-    add("--hidden_size", type=positive, default=256, help="Hidden size of every recurrent layer.")
+    add("--epochs", type=positive, default=12, help="Number of epochs of training each model.")
+    add("--hidden_size", type=positive, default=512, help="Hidden size of every recurrent layer.")
     add("--num_layers", type=positive, default=3, help="Number of recurrent layers.")
     add("--rnn_type", choices=RNN_TYPES, default="gru", help="Kind of recurrent layer.")
     help = "Dropout probability after each recurrent layer but the last, in training APC."
     add("--rnn_dropout", type=nonnegative_float, default=0.0, help=help)
-    add("--learning_rate", type=positive_float, default=1e-3, help="Adam's learning rate in training APC.")
+    add("--learning_rate", type=positive_float, default=2e-3, help="Adam's learning rate in training APC.")
     help = "The learning rate in training APC: constant, falling along a cosine to zero, or halved on a plateau."
-    add("--lr_schedule", choices=SCHEDULES, default="constant", help=help)
+    add("--lr_schedule", choices=SCHEDULES, default="cosine", help=help)
     add("--batch_size", type=positive, default=8, help="Utterances in a batch in training APC.")
-    add("--bucketing", action="store_true", help="Batch utterances of similar length together in training APC.")
+    help = "Batch utterances of similar length together in training APC."
+    add("--bucketing", action=argparse.BooleanOptionalAction, default=True, help=help)
     add("--loss", choices=LOSSES, default="masked", help="The mean over true frames, or also over padding.")
     help = "Precision of matrix products in training APC; probes compute in fp32."
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help=help)

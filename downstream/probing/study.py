@@ -29,6 +29,7 @@ from downstream.probing.recognition import RecognitionOptions, recognise
 from downstream.probing.scoring import mean_and_deviation, percent
 from downstream.probing.speakers import identify, make_trials, verify
 from downstream.probing.splits import DEV, TEST, TRAIN
+from utils.system.device import jobs_at_once
 from utils.system.errors import InputError
 from utils.system.files import read_json, remove_leftovers, write_json
 from utils.system.workers import call_all
@@ -83,7 +84,6 @@ class Study:
     ) -> None:  # fmt: skip
         self.corpus, self.directory, self.options, self.device = corpus, directory, options, device
         self.seeds, self.training_seeds = seeds, training_seeds
-        self.num_workers = torch.get_num_threads() if device.type == "cpu" else 0
         _import_for_workers()
         directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(directory)
@@ -192,7 +192,7 @@ class Study:
         """Do the tasks without results, one on each core of a CPU, and write these."""
         if missing := [task for task in tasks if not task.paths[-1].exists()]:
             features = make_features(sorted({task.layer for task in missing}))
-            call_all([partial(task.do, features[task.layer]) for task in missing], self.num_workers)
+            call_all([partial(task.do, features[task.layer]) for task in missing], jobs_at_once(self.device))
 
     def _classify(self, classifier: str, seed: int, features: FeatureSets) -> list[Result]:
         return [classify_phones(self.corpus, features, classifier, seed, self.options.probe, self.device)]

@@ -17,3 +17,8 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"this machine has {torch.cuda.device_count()} CUDA devices", f"--device {name}")
     return device
+
+
+def jobs_at_once(device: torch.device) -> int:
+    """How many small jobs to do at once: one on each core of a CPU, one on a GPU."""
+    return torch.get_num_threads() if device.type == "cpu" else 1

@@ -50,19 +50,19 @@ def ordered_map(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def call_all(calls: Sequence[Callable[[], Result]], num_workers: int) -> list[Result]:
-    """Call functions, several at once, each in a forked process of one thread; return what they return, in order.
+def call_all(calls: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
+    """Call functions, several at once in forked processes of one thread each; return what they return, in order.
 
-    They inherit the functions and what these hold, which need not be pickled. They are killed where this process stops.
+    The processes inherit the functions and what these hold, which need not be pickled. They end with this process.
 
     Args:
         calls: the functions.
-        num_workers: number of processes; 0 works in this one, as does a system that is not Linux.
+        at_once: number of processes; 1 works in this one, as does a system that is not Linux.
     """
-    if num_workers == 0 or sys.platform != "linux":
+    if at_once == 1 or sys.platform != "linux":
         return [call() for call in calls]
     context = multiprocessing.get_context("fork")
-    settings = min(num_workers, len(calls)), context, _start_caller, (calls,)
+    settings = min(at_once, len(calls)), context, _start_caller, (calls,)
     with concurrent.futures.ProcessPoolExecutor(*settings) as executor:
         try:
             return list(executor.map(_call, range(len(calls))))
