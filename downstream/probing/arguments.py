@@ -140,8 +140,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     help = "Batch utterances of similar length together in training APC."
     add("--bucketing", action=argparse.BooleanOptionalAction, default=True, help=help)
     add("--loss", choices=LOSSES, default="masked", help="The mean over true frames, or also over padding.")
-    help = "Precision of matrix products in training APC; probes compute in fp32."
-    add("--precision", choices=tuple(PRECISIONS), default="fp32", help=help)
+    help = "Precision of matrix products in training APC, where the device has it; probes compute in fp32."
+    add("--precision", choices=tuple(PRECISIONS), default="bf16", help=help)
 
 
 @contextlib.contextmanager
