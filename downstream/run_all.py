@@ -56,6 +56,7 @@ from downstream.probing.summary import write_summary
 from downstream.probing.training import Training, train
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
+from utils.rnn.precision import available_precision
 from utils.system.arguments import positive
 from utils.system.device import jobs_at_once, pick_device
 from utils.system.errors import run_script
@@ -231,6 +232,7 @@ def run(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Train, probe, report."""
     args = parse_arguments(arguments)
+    args.precision = available_precision(args.precision, pick_device(args.device))  # as it is reported
     decides = {"epochs"} if args.lr_schedule == "cosine" else set()  # the epochs over which the learning rate falls
     with results_directory(args, "run_all.py", MAY_CHANGE - decides):
         run(args)

@@ -66,7 +66,7 @@ def tensors(directory):
     return {name: data for name, data in content(directory).items() if name.endswith((".pt", ".pkl"))}
 
 
-@pytest.mark.parametrize("norm", [None, "global", "speaker", "utterance-mean"])
+@pytest.mark.parametrize("norm", [None, "global", "speaker", "utterance-mean", "none"])
 def test_frames_are_those_of_prepare_data_and_a_probe_learns_from_them(corpus, tmp_path, norm):
     found = probe(corpus, tmp_path / "out", *(["--norm", norm] if norm else []))
     assert found["runs"]["log Mel"][0]["segment_error"] < 0.2

@@ -38,7 +38,7 @@ from utils.system.files import (
 from utils.training.objective import LOSSES
 from utils.training.optimization import SCHEDULES
 
-NORMS = ("global", "global-mean", "speaker", "speaker-mean", "utterance", "utterance-mean")
+NORMS = ("global", "global-mean", "speaker", "speaker-mean", "utterance", "utterance-mean", "none")
 CONFIG_FILE = "config.json"  # in --save_dir
 DEFAULTS = ProbeOptions()
 FRACTIONS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
@@ -58,7 +58,7 @@ def make_parser(description: str, seeds_help: str | None = None) -> argparse.Arg
     add("--held_out_speakers", nargs="+", metavar="SPEAKER", help=help)
     help = (
         "Scale log Mel to zero mean and unit variance over train, each speaker or each utterance, or remove the mean "
-        f"(by default audio as a checkpoint's frames are and features not, or without a checkpoint {DEFAULT_NORM})."
+        f"(by default: with a checkpoint, audio as its frames are and features not; without one, {DEFAULT_NORM})."
     )
     add("--norm", choices=NORMS, help=help)
     add_front_end_options(parser)

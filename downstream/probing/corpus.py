@@ -108,14 +108,14 @@ def _prepare_and_read(
 
 
 def choose_scaling(args: argparse.Namespace, splits: Splits, spec: FrameSpec) -> Scaling:
-    """How log Mel is scaled: by default audio as a checkpoint's frames are, features not; without one, over train.
+    """How log Mel is scaled: by default over train, but with a checkpoint audio as its frames are, features not.
 
     Raises:
         InputError: the options ask for other frames than the checkpoint's, or for what the sets do not allow.
     """
     train = splits.sources[TRAIN]
     is_models = args.checkpoint and not args.norm
-    check_frames(args, train, for_audio=args.dither is not None, scales=not is_models)
+    check_frames(args, train, for_audio=args.dither is not None, scales=not is_models and args.norm != "none")
     scaling = Scaling.of_model(spec, train) if is_models else Scaling(args.norm or DEFAULT_NORM)
     if spec.normalization and args.norm == spec.norm:
         scaling = Scaling.by(spec.normalizer)  # the model's mean and variance

@@ -4,6 +4,7 @@ Memory is bounded whatever the size of the file. Its beginning is mapped into me
 one, which takes about 3 microseconds each.
 """
 
+import errno
 import os
 import sys
 import tempfile
@@ -77,7 +78,9 @@ class Windows:
 def _read(file: BinaryIO, start: int, content: np.ndarray) -> None:
     """Fill an array with what is in the file from a byte on. Forked processes share the file's position."""
     if sys.platform == "linux":
-        os.preadv(file.fileno(), [content], start)
+        count = os.preadv(file.fileno(), [content], start)
     else:
         file.seek(start)
-        file.readinto(content)
+        count = file.readinto(content)
+    if count != content.nbytes:
+        raise OSError(errno.EIO, "features could not be read whole")

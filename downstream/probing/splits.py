@@ -43,8 +43,8 @@ def find_splits(
         options: how audio is read.
 
     Raises:
-        InputError: a set is missing or empty, some hold audio and others features, an utterance is in two, or there is
-            no such speaker.
+        InputError: a set is missing or empty, sets of audio and of features are mixed, an utterance is in two, or there
+            is no such speaker.
     """
     paths = {name: path for name in SETS if (path := _set_path(data, name)).exists()}
     if missing := [name for name in (TRAIN, DEV) if name not in paths]:

@@ -84,7 +84,6 @@ class Study:
     ) -> None:  # fmt: skip
         self.corpus, self.directory, self.options, self.device = corpus, directory, options, device
         self.seeds, self.training_seeds = seeds, training_seeds
-        _import_for_workers()
         directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(directory)
         self.no_speakers = self._why_no_speakers()
@@ -191,6 +190,7 @@ class Study:
     def _compute(self, tasks: Sequence[Task], make_features: MakeFeatures) -> None:
         """Do the tasks without results, one on each core of a CPU, and write these."""
         if missing := [task for task in tasks if not task.paths[-1].exists()]:
+            _import_for_workers()
             features = make_features(sorted({task.layer for task in missing}))
             call_all([partial(task.do, features[task.layer]) for task in missing], jobs_at_once(self.device))
 
@@ -242,7 +242,7 @@ class Study:
 
 
 def _import_for_workers() -> None:
-    """Import what probes would import, two seconds' worth, so that not every process that is forked does."""
+    """Import what probes would import, two seconds' worth, once, before processes are forked."""
     import sklearn.discriminant_analysis
     import sklearn.preprocessing  # noqa: F401
     import torch._dynamo  # noqa: F401  # by Adam

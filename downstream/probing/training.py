@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from utils.system.errors import InputError
 from utils.system.signals import StopRequest
+from utils.system.workers import FEWER_AT_ONCE
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[2] / "train_apc.py"
 POLL_SECONDS = 0.2
@@ -55,8 +56,12 @@ class Running(NamedTuple):
         if self.process.poll() and self.output:
             self.output.seek(0)
             shutil.copyfileobj(self.output, sys.stderr.buffer)
-        if code := self.process.returncode:
-            name = self.training.experiment
+        code, name = self.process.returncode, self.training.experiment
+        if code and code < 0:
+            raise InputError(
+                f"training {name} was killed (signal {-code}), perhaps for want of memory; {FEWER_AT_ONCE}"
+            )
+        if code:
             raise InputError(f"training {name} ended with exit code {code}; the reason is above")
         return code is not None
 
@@ -64,19 +69,20 @@ class Running(NamedTuple):
 def train(trainings: Sequence[Training], at_once: int = 1) -> None:
     """Train experiments, or resume training them. One that is finished is not trained again.
 
-    Small models keep one core of a CPU busy, whatever the number of threads: several train in less time at once.
-    Signals are forwarded to them, and they save their states.
+    A small model keeps one core of a CPU busy, however many threads it has: several at once take less time. Signals
+    are forwarded to them, and they save their states.
 
     Args:
         trainings: the experiments.
-        at_once: how many may train at once. They share the cores, and more than one print no progress of their own.
+        at_once: how many may train at once. They share the cores. Where it is more than one, a bar shows the progress
+            of all, and what one prints appears only if it fails.
 
     Raises:
         InputError: a training failed and has printed why.
         Stopped: a signal came; the same call continues.
     """
     at_once = min(at_once, len(trainings))
-    threads = max(1, torch.get_num_threads() // max(1, at_once))  # also for the last that is left: equal weights
+    threads = max(1, torch.get_num_threads() // max(1, at_once))  # also for the last that is left
     waiting = [training for training in trainings if not training.checkpoint().exists()]
     with StopRequest("run the same command again to continue") as stop, contextlib.ExitStack() as files:
         bar = files.enter_context(_epoch_bar(trainings, is_shown=at_once > 1 and bool(waiting)))
@@ -87,7 +93,8 @@ def train(trainings: Sequence[Training], at_once: int = 1) -> None:
                     output = files.enter_context(tempfile.TemporaryFile()) if at_once > 1 else None
                     running.append(_start(waiting.pop(0), threads, output))
                 time.sleep(POLL_SECONDS)
-                running = [one for one in running if not one.has_ended()]
+                if stop.signum is None:  # which may have ended them as well
+                    running = [one for one in running if not one.has_ended()]
                 bar.update(sum(training.epochs_done for training in trainings) - bar.n)
         finally:
             for one in running:

@@ -62,7 +62,7 @@ def _read_recordings(wav_scp: Path) -> list[Entry]:
     """The entry of each recording. Raises InputError for lines of another form and duplicate ids."""
     entries, problems, first = [], [], {}
     feats = wav_scp.with_name(FEATS)
-    instead = f", or its features: --data {feats}" if feats.is_file() else ""
+    instead = f", or remove {wav_scp.name} to read {FEATS}" if feats.is_file() else ""
     for place, line in read_list(wav_scp):
         recording, name = (*line.strip().split(None, 1), "")[:2]
         what = f"recording {one_line(recording, 80)}"

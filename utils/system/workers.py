@@ -17,6 +17,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 JOBS_IN_FLIGHT_PER_WORKER = 3
+FEWER_AT_ONCE = "run the same command again to continue, with a lower OMP_NUM_THREADS for fewer at once"
 
 
 def ordered_map(
@@ -57,21 +58,30 @@ def call_all(calls: Sequence[Callable[[], Result]], at_once: int) -> list[Result
 
     Args:
         calls: the functions.
-        at_once: number of processes; 1 works in this one, as does a system that is not Linux.
+        at_once: number of processes; 1 works in this one, as does a system that cannot fork.
+
+    Raises:
+        InputError: a process was killed.
     """
-    if at_once == 1 or sys.platform != "linux":
+    if at_once == 1 or not can_fork():
         return [call() for call in calls]
     context = multiprocessing.get_context("fork")
+    others = multiprocessing.active_children()
     settings = min(at_once, len(calls)), context, _start_caller, (calls,)
     with concurrent.futures.ProcessPoolExecutor(*settings) as executor:
         try:
             return list(executor.map(_call, range(len(calls))))
         except BaseException as error:
-            for worker in multiprocessing.active_children():
+            for worker in set(multiprocessing.active_children()) - set(others):
                 worker.kill()
             if isinstance(error, BrokenProcessPool):
-                raise InputError("a worker process was killed, perhaps for want of memory") from error
+                raise InputError(f"a process was killed, perhaps for want of memory; {FEWER_AT_ONCE}") from error
             raise
+
+
+def can_fork() -> bool:
+    """Whether forked processes can compute gradients: on Linux, and not where autograd has threads for a GPU."""
+    return sys.platform == "linux" and not torch.cuda.is_available()
 
 
 def in_parts(
