@@ -22,6 +22,7 @@ from utils.system.workers import FEWER_AT_ONCE
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[2] / "train_apc.py"
 POLL_SECONDS = 0.2
+GRACE_SECONDS = 2
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -97,11 +98,20 @@ def train(trainings: Sequence[Training], at_once: int = 1) -> None:
                     running = [one for one in running if not one.has_ended()]
                 bar.update(sum(training.epochs_done for training in trainings) - bar.n)
         finally:
+            _wait(running, GRACE_SECONDS)
             for one in running:
                 one.process.send_signal(stop.signum or signal.SIGTERM)
             for one in running:
                 one.process.wait()
         stop.check()
+
+
+def _wait(running: Sequence[Running], seconds: float) -> None:
+    """Wait for trainings to end, which a scheduler may have sent a signal: a second would stop them without a save."""
+    end = time.monotonic() + seconds
+    for one in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            one.process.wait(max(0, end - time.monotonic()))
 
 
 def _epoch_bar(trainings: Sequence[Training], is_shown: bool) -> tqdm:

@@ -20,7 +20,6 @@ from utils.system.signals import StopRequest, watch_launcher
 from utils.training.objective import Objective
 
 LAUNCHER_S = 10  # seconds in which torchrun passes on a signal that the processes may have received themselves
-SCRIPT_S = 0.5  # the same of a script that trains by this one
 
 # The process group, kept to the end of the process. Otherwise its last owner may be a DistributedDataParallel, which
 # joins the group's threads while it holds the interpreter's lock, which one of them may need to free a tensor.
@@ -93,8 +92,8 @@ class Ranks:
 
     @property
     def patience(self) -> float:
-        """Seconds in which a second signal counts as the first: what started this one passes signals on."""
-        return LAUNCHER_S if self.size > 1 else SCRIPT_S
+        """Seconds in which a second signal counts as the first: torchrun passes signals on."""
+        return LAUNCHER_S if self.size > 1 else 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of a tensor on this rank's device, in place."""
