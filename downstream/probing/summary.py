@@ -113,10 +113,11 @@ def _rate(plan: Plan, best: Best, row: Row, score: str, speakers: SpeakerStudy |
 def _method_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """What the figures are."""
     trainings, seeds = len(study.training_seeds), len(study.seeds)
+    read = "probes and recognisers" if plan.fractions else "probes"
     return [
         f"Errors on test in %, mean ± standard deviation. The layers and the time shift, {best.time_shift} of "
         f"{', '.join(map(str, plan.time_shifts))}, were chosen on dev. APC was trained {trainings} times with that "
-        f"time shift, and probed once each time; there are {seeds} random networks, and {seeds} probes and recognisers "
+        f"time shift, and probed once each time; there are {seeds} random networks, and {seeds} {read} "
         "of log Mel. Probes are linear but for mlp3, a perceptron of three hidden layers. New speakers: one training, "
         "on another corpus, 95 % intervals over speakers. report.md has every layer and time shift.\n",
         "Differences below are in percentage points. Their intervals are two standard deviations on each side, over "
