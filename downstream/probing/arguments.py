@@ -127,8 +127,8 @@ def parse_feature_arguments(parser: argparse.ArgumentParser, arguments: list[str
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Add the recipe of training APC, by the names that train_apc.py has but for the sizes."""
     add = parser.add_argument
-    add("--epochs", type=positive, default=12, help="Number of epochs of training each model.")
-    add("--hidden_size", type=positive, default=512, help="Hidden size of every recurrent layer.")
+    add("--epochs", type=positive, default=8, help="Number of epochs of training each model.")
+    add("--hidden_size", type=positive, default=768, help="Hidden size of every recurrent layer.")
     add("--num_layers", type=positive, default=3, help="Number of recurrent layers.")
     add("--rnn_type", choices=RNN_TYPES, default="gru", help="Kind of recurrent layer.")
     help = "Dropout probability after each recurrent layer but the last, in training APC."
@@ -208,7 +208,7 @@ def add_recognition_options(parser: argparse.ArgumentParser, shares: str = "+") 
     add, default = parser.add_argument, RecognitionOptions()
     help = "Train recognisers on these shares of the training set" + (", or on none." if shares == "*" else ".")
     add("--fractions", type=fraction, nargs=shares, default=list(FRACTIONS), metavar="SHARE", help=help)
-    help = "Hidden size of a recogniser's recurrent layer, in each direction."
+    help = "Channels of a recogniser's convolutions."
     add("--recogniser_hidden_size", type=positive, default=default.hidden_size, metavar="N", help=help)
     help = "Highest learning rate of Adam for recognisers."
     add("--recogniser_learning_rate", type=positive_float, default=default.learning_rate, metavar="RATE", help=help)
@@ -218,7 +218,7 @@ def add_recognition_options(parser: argparse.ArgumentParser, shares: str = "+") 
     )
     help = "Utterances in a batch of a recogniser."
     add("--recogniser_batch_size", type=positive, default=default.batch_size, metavar="N", help=help)
-    help = "Repeat small shares in an epoch until it has this many batches."
+    help = "Repeat small shares in an epoch until it has this many batches, half as many of fine-tuning."
     add("--recogniser_min_steps", type=positive, default=default.min_steps, metavar="N", help=help)
     help = "Number of epochs of training a recogniser."
     add("--recogniser_epochs", type=positive, default=default.epochs, metavar="N", help=help)
