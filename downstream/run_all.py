@@ -75,7 +75,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="Small models, little training: see that it runs, in under a minute.")
     help = "Train a model for each of these time shifts, in frames."
-    add("--time_shifts", type=positive, nargs="+", default=[1, 3, 5, 10], metavar="N", help=help)
+    add("--time_shifts", type=positive, nargs="+", default=[3, 5], metavar="N", help=help)
     add_training_options(parser)
     help = "Train the model with the best time shift with this many seeds."
     add("--training_seeds", type=positive, default=3, metavar="N", help=help)

@@ -81,7 +81,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for recipe in args.recipes:
         if not all("=" in setting for setting in recipe.split()):
             parser.error(f"--recipes: {recipe!r} is not a line of NAME=VALUE")
+        if not settings_of(recipe).get("epochs", "1").isdecimal():
+            parser.error(f"--recipes: {recipe!r} has no whole number of epochs")
     return args
+
+
+def settings_of(recipe: str) -> dict[str, str]:
+    """The settings of a line of NAME=VALUE."""
+    return dict(setting.split("=", 1) for setting in recipe.split())
 
 
 def corpus_of(args: argparse.Namespace, recipe: dict[str, str]) -> Corpus:
@@ -107,7 +114,7 @@ def try_recipe(args: argparse.Namespace, line: str, path: Path) -> dict[str, Any
     """Train a recipe and classify phones on dev from each layer. A result is kept in a file."""
     if path.exists():
         return read_json(path)
-    recipe = dict(setting.split("=", 1) for setting in line.split())
+    recipe = settings_of(line)
     corpus, device = corpus_of(args, recipe), pick_device(args.device)
     settings = BASE | {name: value for name, value in recipe.items() if name not in FRAMES}
     settings |= {"librispeech_path": corpus.prepared, "train_split": "train", "val_split": "dev", "seed": args.seed}

@@ -223,6 +223,7 @@ def test_recipes_are_trained_for_equal_time_ranked_and_kept(corpus, tmp_path, mo
     with pytest.raises(InputError, match="already holds other files"):
         search_recipe.main([*command, "--save_dir", str(corpus)])
     assert not (corpus / "config.json").exists()
-    with pytest.raises(SystemExit):
-        search_recipe.parse_arguments(["--data", str(corpus), "--recipes", "bucketing"])
-    assert "'bucketing' is not a line of NAME=VALUE" in capsys.readouterr().err
+    for recipe, problem in ("bucketing", "is not a line of NAME=VALUE"), ("epochs=x", "has no whole number of epochs"):
+        with pytest.raises(SystemExit):
+            search_recipe.parse_arguments(["--data", str(corpus), "--recipes", recipe])
+        assert f"'{recipe}' {problem}" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +55,7 @@ class Running(NamedTuple):
         """Whether it has ended. Raises InputError if it failed."""
         if self.process.poll() and self.output:
             self.output.seek(0)
-            shutil.copyfileobj(self.output, sys.stderr.buffer)
+            sys.stderr.write(self.output.read().decode(errors="replace"))
         code, name = self.process.returncode, self.training.experiment
         if code and code < 0:
             raise InputError(
