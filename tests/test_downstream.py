@@ -102,10 +102,12 @@ def test_triphones_that_sound_apart_are_told_apart_without_training(corpus, tmp_
 def test_phones_are_recognised_from_shares_of_the_training_set(corpus, tmp_path, capsys):
     checkpoint = tmp_path / "bs8-rhl2-rhs16-rd0-adam-res-ts3.pt"
     torch.save(run_all.random_model(RNNConfig(80, 16, 2, 0.0, True), 0).state_dict(), checkpoint)
-    quick = ["--seeds", "1", "--fractions", "0.5", "1", "--recogniser_epochs", "2", "--recogniser_hidden_size", "16",
-             "--fine_tune_epochs", "1"]  # fmt: skip
+    quick = ["--seeds", "1", "--fractions", "0.5", "1", "--recogniser_epochs", "1", "--recogniser_hidden_size", "32",
+             "--recogniser_min_steps", "20", "--recogniser_learning_rate", "1e-2", "--fine_tune_epochs", "2",
+             "--encoder_learning_rate", "2e-3"]  # fmt: skip
+    tuned = "--checkpoint", checkpoint, "--fine_tune", "--layer", "0", "--recogniser_epochs", "6"
     found = {}
-    for more in ((), ("--checkpoint", checkpoint), ("--checkpoint", checkpoint, "--fine_tune", "--layer", "0")):
+    for more in ((), ("--checkpoint", checkpoint), tuned):
         phone_recognition.main(arguments(corpus, tmp_path, *quick, *more))
         found |= results(tmp_path)
     assert list(found) == ["log Mel", "layer 1", "layer 0, fine-tuned"]

@@ -94,9 +94,11 @@ def test_a_second_signal_stops_at_once_and_loses_nothing_that_was_saved(name, tm
     job, alone = JOBS[name], left_alone(JOBS[name])
     make_workplace(tmp_path)
     both = f"signal {signal.SIGINT:d},{signal.SIGTERM:d}"
-    ended = job.run(tmp_path, {"moments": "files", "at": alone.files // 2, "action": both})
+    pid = job.start(tmp_path, {"moments": "files", "at": alone.files // 2, "action": both})
+    ended = runs().wait(pid)
     assert ended.code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
     assert not said(ended, job.script)  # not a word: it saved nothing and waited for nothing
+    until(lambda: not alive_in_group(pid))  # workers, which end when they see it
     assert_goes_on(job, tmp_path)
 
 
