@@ -51,7 +51,7 @@ from downstream.probing.plan import Best, Plan, choose_best, recognised
 from downstream.probing.probes import CLASSIFIERS
 from downstream.probing.report import head_lines, write_report
 from downstream.probing.speaker_study import SpeakerStudy
-from downstream.probing.study import RANDOM, Study, StudyOptions
+from downstream.probing.study import RANDOM, Study, StudyOptions, System
 from downstream.probing.summary import write_summary
 from downstream.probing.training import Training, train
 from load_pretrained_model import load_pretrained
@@ -177,15 +177,17 @@ def train_again(study: Study, args: argparse.Namespace, plan: Plan, best: Best) 
 def recognise(study: Study, args: argparse.Namespace, plan: Plan, best: Best, paths: dict[int, Path]) -> None:
     """Recognise phones from log Mel, random networks and the best layer of each training, frozen and fine-tuned."""
     log_mel, random, *_ = recognised(study, plan, best)
-    study.recognise(log_mel.system, log_mel.layer, study.log_mel(), plan.fractions)
     mel_dim = study.corpus.sets["train"].log_mel[0].size(1)
+    networks, trained = [], []
     for seed in study.seeds:
         features = study.hidden_states(partial(random_model, rnn_config(args, mel_dim), seed))
-        study.recognise(f"{random.system}_seed{seed}", random.layer, features, plan.fractions, [seed])
+        networks.append(System(f"{random.system}_seed{seed}", random.layer, features, [seed]))
     for seed, path in paths.items():
-        system = study.training(plan.trained(best.time_shift), seed)
+        name = study.training(plan.trained(best.time_shift), seed)
         features = study.hidden_states(partial(load_pretrained, path))
-        study.recognise(system, best.layer, features, plan.fractions, [seed], load_pretrained(path))
+        trained.append(System(name, best.layer, features, [seed], load_pretrained(path)))
+    for systems in [System(log_mel.system, log_mel.layer, study.log_mel(), study.seeds)], networks, trained:
+        study.recognise(systems, plan.fractions)
 
 
 def verify_speakers(args: argparse.Namespace, plan: Plan, device: torch.device) -> SpeakerStudy | None:

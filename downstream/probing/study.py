@@ -55,6 +55,16 @@ class Task(NamedTuple):
             write_json(path, result)
 
 
+class System(NamedTuple):
+    """A layer's features to recognise from, in each of its seeds; a network that makes them is also fine-tuned."""
+
+    name: str
+    layer: int
+    make_features: MakeFeatures
+    seeds: Sequence[int]
+    encoder: APCModel | None = None
+
+
 class StudyOptions(NamedTuple):
     """The settings of what is measured."""
 
@@ -138,26 +148,23 @@ class Study:
             errors = self.errors(RANDOM if system.startswith(f"{RANDOM}_seed") else system, layer, classifier)
             tqdm.write(f"{system}, layer {layer}, {classifier}: frame error {percent(errors)} %" if errors else system)
 
-    def recognise(
-        self,
-        system: str,
-        layer: int,
-        make_features: MakeFeatures,
-        fractions: Sequence[float],
-        seeds: Sequence[int] | None = None,
-        encoder: APCModel | None = None,
-    ) -> None:
-        """Recognise from shares of the training set where results are missing; an encoder is fine-tuned, too."""
-        names = [system] if encoder is None else [system, system + TUNED]
-        tasks = []
-        for fraction, seed in itertools.product(fractions, self.seeds if seeds is None else seeds):
-            paths = [self._recognition_path(name, layer, fraction, seed) for name in names]
-            tasks.append(Task(paths, layer, partial(self._recognise, fraction, seed, encoder, layer)))
-        self._compute(tasks, make_features)
-        for task in tasks:
-            for name, path in zip(names, task.paths, strict=True):
-                minutes, error = (read_json(path)[key] for key in ("minutes", "error"))
-                tqdm.write(f"{name}, layer {layer}, {minutes:.1f} minutes: phone error rate {percent([error])} %")
+    def recognise(self, systems: Sequence[System], fractions: Sequence[float]) -> None:
+        """Recognise from shares of the training set where results are missing, of all systems at once."""
+        calls, done = [], []
+        for system in systems:
+            names = [system.name] if system.encoder is None else [system.name, system.name + TUNED]
+            tasks = []
+            for fraction, seed in itertools.product(fractions, system.seeds):
+                paths = [self._recognition_path(name, system.layer, fraction, seed) for name in names]
+                compute = partial(self._recognise, fraction, seed, system.encoder, system.layer)
+                tasks.append(Task(paths, system.layer, compute))
+                done += zip(names, itertools.repeat(system.layer), paths, strict=False)
+            calls.append(self._calls(tasks, system.make_features))
+        by_size = itertools.chain.from_iterable(itertools.zip_longest(*calls))
+        call_all([call for call in by_size if call], jobs_at_once(self.device))
+        for name, layer, path in done:
+            minutes, error = (read_json(path)[key] for key in ("minutes", "error"))
+            tqdm.write(f"{name}, layer {layer}, {minutes:.1f} minutes: phone error rate {percent([error])} %")
 
     def recognition(self, system: str, layer: int, fraction: float) -> list[dict[str, Any]]:
         """The results of recognition from a share of the training set, one for each seed."""
@@ -189,10 +196,16 @@ class Study:
 
     def _compute(self, tasks: Sequence[Task], make_features: MakeFeatures) -> None:
         """Do the tasks without results, one on each core of a CPU, and write these."""
-        if missing := [task for task in tasks if not task.paths[-1].exists()]:
-            _import_for_workers()
-            features = make_features(sorted({task.layer for task in missing}))
-            call_all([partial(task.do, features[task.layer]) for task in missing], jobs_at_once(self.device))
+        call_all(self._calls(tasks, make_features), jobs_at_once(self.device))
+
+    def _calls(self, tasks: Sequence[Task], make_features: MakeFeatures) -> list[Callable[[], None]]:
+        """Functions that do the tasks without results; the features are made only if one is missing."""
+        missing = [task for task in tasks if not task.paths[-1].exists()]
+        if not missing:
+            return []
+        _import_for_workers()
+        features = make_features(sorted({task.layer for task in missing}))
+        return [partial(task.do, features[task.layer]) for task in missing]
 
     def _classify(self, classifier: str, seed: int, features: FeatureSets) -> list[Result]:
         return [classify_phones(self.corpus, features, classifier, seed, self.options.probe, self.device)]
