@@ -63,7 +63,7 @@ def call_all(calls: Sequence[Callable[[], Result]], at_once: int) -> list[Result
     Raises:
         InputError: a process was killed.
     """
-    if at_once == 1 or not can_fork():
+    if not calls or at_once == 1 or not can_fork():
         return [call() for call in calls]
     context = multiprocessing.get_context("fork")
     others = multiprocessing.active_children()
