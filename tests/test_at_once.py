@@ -42,6 +42,7 @@ def test_functions_are_called_in_processes_of_one_thread_and_answer_in_order():
         assert weight.grad[0] == 2
     assert found[0][2] == 0
     assert [pid for pid, *_ in call_all([lambda: (os.getpid(),)] * 2, 1)] == [os.getpid()] * 2
+    assert call_all([], 2) == []
 
 
 def fail():
