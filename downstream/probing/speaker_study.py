@@ -5,7 +5,9 @@
 The systems are named as in study.py.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +21,10 @@ from downstream.probing.features import FeatureSets
 from downstream.probing.scoring import equal_error_rate
 from downstream.probing.speakers import bootstrap_rates, make_trials, verification_scores
 from downstream.probing.splits import TEST
-from downstream.probing.study import RANDOM
+from downstream.probing.study import RANDOM, import_for_workers
+from utils.system.device import jobs_at_once
 from utils.system.files import read_json, remove_leftovers, write_json
+from utils.system.workers import call_all
 
 SCORES = ("cosine", "lda")
 INTERVAL = (2.5, 97.5)  # percentiles
@@ -74,8 +78,13 @@ class SpeakerStudy:
     def verify(self, system: str, layers: Sequence[int], make_model: Callable[[], APCModel]) -> None:
         """Verify with averages of a model's hidden states, for each layer without a result."""
         if missing := [layer for layer in layers if not self._path(system, layer).exists()]:
-            for layer, features in self.corpus.hidden_states(make_model(), self.device, missing).items():
-                self._verify(system, layer, features)
+            features = self.corpus.hidden_states(make_model(), self.device, missing)
+            import_for_workers()
+            calls = [partial(self._verify, system, layer, features[layer]) for layer in missing]
+            call_all(calls, jobs_at_once(self.device))
+            for layer, score in itertools.product(missing, SCORES):
+                if rate := self.rate(system, layer, score):
+                    tqdm.write(f"speakers: {system}, layer {layer}, {score}: equal error rate {rate} %")
 
     def rate(self, system: str, layer: int, score: str) -> Rate | None:
         """The equal error rate of one of SCORES, of RANDOM the mean over all seeds; None where it cannot be."""
@@ -91,7 +100,6 @@ class SpeakerStudy:
             if scores is not None:
                 rate = equal_error_rate(scores, self.trials.is_same)
                 result[name] = {"rate": rate, "draws": bootstrap_rates(scores, self.trials, speakers).tolist()}
-                tqdm.write(f"speakers: {system}, layer {layer}, {name}: equal error rate {100 * rate:.2f} %")
         write_json(self._path(system, layer), result)
 
     def _path(self, system: str, layer: int) -> Path:

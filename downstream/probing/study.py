@@ -203,7 +203,7 @@ class Study:
         missing = [task for task in tasks if not task.paths[-1].exists()]
         if not missing:
             return []
-        _import_for_workers()
+        import_for_workers()
         features = make_features(sorted({task.layer for task in missing}))
         return [partial(task.do, features[task.layer]) for task in missing]
 
@@ -254,7 +254,7 @@ class Study:
         return self.directory / f"recognition__{system}__{layer}__{fraction:g}__seed{seed}.json"
 
 
-def _import_for_workers() -> None:
+def import_for_workers() -> None:
     """Import what probes would import, two seconds' worth, once, before processes are forked."""
     import sklearn.discriminant_analysis
     import sklearn.preprocessing  # noqa: F401
