@@ -76,7 +76,8 @@ class Recogniser(nn.Module):
             with autocast(inputs.device, ENCODER_PRECISION):
                 inputs = encode(self.encoder, inputs, lengths, self.layer)
         steps = -(-lengths // STRIDE)
-        x = self.project((inputs.float() - self.mean) * self.scale) * is_true(lengths, inputs)
+        weight = self.project.weight * self.scale  # so that the frames are not standardised, but their projection
+        x = F.linear(inputs.float(), weight, self.project.bias - weight @ self.mean) * is_true(lengths, inputs)
         for convolution in self.convolutions:
             x = F.relu(convolution(x.transpose(1, 2)).transpose(1, 2))
             x = F.dropout(F.layer_norm(x, x.shape[2:]), self.dropout, self.training) * is_true(steps, x)
