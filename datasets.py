@@ -9,15 +9,18 @@ with BatchReader(num_workers=2) as reader:
 
 import argparse
 import hashlib
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from utils.audio.frames import frames_to_hours
 from utils.corpus.batch_order import BatchOrder
-from utils.corpus.batch_reader import Batch, BatchReader, read_utterance
+from utils.corpus.batch_reader import Batch, BatchReader, read_frames
 from utils.corpus.frame_spec import UNKNOWN, FrameSpec, common, refuse_mixture
 from utils.corpus.prepared import TENSOR_SUFFIX, list_utterances, load_tensor
 from utils.system.errors import InputError
@@ -36,9 +39,12 @@ class LibriSpeech(Dataset):
         fraction: the share of the other utterances to take: 0.1 is every tenth, drawn at random.
         seed: seed of the draw; independent of the order of directories. A smaller fraction is a subset of a larger
             one.
+        segment_frames: cut each utterance into segments of equal length, of this many frames at most. Each is then
+            what is called an utterance below.
 
     Attributes:
         files: the .pt file of each utterance.
+        starts: the frame of its file at which each utterance starts.
         lengths: the true frames of each utterance.
         max_seq_len: frames that every utterance is padded to.
         mel_dim: size of a frame.
@@ -51,7 +57,12 @@ class LibriSpeech(Dataset):
     """
 
     def __init__(
-        self, paths: str | Path | Sequence[str | Path], longer_than: int = 0, fraction: float = 1.0, seed: int = 0
+        self,
+        paths: str | Path | Sequence[str | Path],
+        longer_than: int = 0,
+        fraction: float = 1.0,
+        seed: int = 0,
+        segment_frames: int | None = None,
     ) -> None:
         self.paths = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
         if len({path.resolve() for path in self.paths}) < len(self.paths):
@@ -72,6 +83,9 @@ class LibriSpeech(Dataset):
         self.longer_than, self.fraction, self.seed = longer_than, fraction, seed
         self.num_not_drawn = self._draw()
         self.max_seq_len, self.mel_dim = self._sizes()
+        self.num_whole, self.starts = len(self.files), [0] * len(self.files)
+        if segment_frames is not None:
+            self._cut(segment_frames)
         self.frame_specs = {path: FrameSpec.of_directory(path) for path in self.paths}
 
     @property
@@ -87,6 +101,18 @@ class LibriSpeech(Dataset):
         drawn = draw([self.utterance(index) for index in range(before)], self.fraction, self.seed)
         self.files, self.lengths = [self.files[i] for i in drawn], [self.lengths[i] for i in drawn]
         return before - len(self)
+
+    def _cut(self, segment_frames: int) -> None:
+        """Cut the utterances into segments, which take their places."""
+        whole = list(zip(self.files, self.lengths, strict=True))
+        self.files, self.starts, self.lengths = [], [], []
+        for file, length in whole:
+            count = math.ceil(length / segment_frames)
+            bounds = [round(number * length / count) for number in range(count + 1)]
+            self.files += [file] * count
+            self.starts += bounds[:-1]
+            self.lengths += [stop - start for start, stop in itertools.pairwise(bounds)]
+        self.max_seq_len = min(self.max_seq_len, segment_frames)
 
     def splits(self) -> dict[str, list[int]]:
         """The indices of each directory's utterances, by the directory's name."""
@@ -117,10 +143,13 @@ class LibriSpeech(Dataset):
         Raises:
             InputError: the file is missing or damaged, or its sizes are not what the rest of the set says.
         """
-        return read_utterance(self.files[index], self.lengths[index], self.mel_dim), self.lengths[index]
+        length = self.lengths[index]
+        frames = read_frames(self.files[index], self.starts[index], length, self.mel_dim)
+        return F.pad(frames, (0, 0, 0, self.max_seq_len - length)), length
 
     def __str__(self) -> str:
-        size = f"{len(self)} utterances, {frames_to_hours(sum(self.lengths)):.2f} hours"
+        segments = f" in {len(self)} segments" if len(self) > self.num_whole else ""
+        size = f"{self.num_whole} utterances{segments}, {frames_to_hours(sum(self.lengths)):.2f} hours"
         skipped = f"{self.num_skipped} skipped (of {self.longer_than} frames or fewer)"
         drawn = (
             f", {self.num_not_drawn} not drawn ({self.fraction:g} are, by seed {self.seed})"
@@ -186,8 +215,11 @@ def load_sets(args: argparse.Namespace, start: FrameSpec = UNKNOWN) -> Sets:
             were made in different ways.
     """
     root, time_shift = args.librispeech_path, args.time_shift
+    if args.segment_frames is not None and args.segment_frames <= 2 * time_shift:
+        limit = f"twice --time_shift {time_shift}: half of one is all that may be left of an utterance"
+        raise InputError(f"--segment_frames is {args.segment_frames}, not above {limit}")
     train_paths = [find_split(root, name) for name in args.train_split]
-    train_set = LibriSpeech(train_paths, time_shift, args.train_fraction, args.seed)
+    train_set = LibriSpeech(train_paths, time_shift, args.train_fraction, args.seed, args.segment_frames)
     val_set = LibriSpeech([find_split(root, name) for name in args.val_split], time_shift)
     for dataset in (train_set, val_set):
         if dataset.mel_dim != args.feature_dim:

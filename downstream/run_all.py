@@ -63,7 +63,7 @@ from utils.system.errors import run_script
 
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers"}
 MAY_CHANGE |= {"command", "training_seeds", "on_error", "quick", "any_frames", "fractions", "speaker_data"}
-RECIPE = "rnn_type", "rnn_dropout", "learning_rate", "lr_schedule", "batch_size", "loss", "precision"  # of train_apc.py
+RECIPE = "rnn_type", "rnn_dropout", "learning_rate", "lr_schedule", "batch_size", "segment_frames", "loss", "precision"
 QUICK = {"time_shifts": [1, 3], "epochs": 3, "hidden_size": 64, "seeds": 2, "training_seeds": 2, "probe_epochs": 4}
 QUICK |= {"probe_hidden_size": 64, "fractions": [1.0, 0.5], "recogniser_epochs": 1, "recogniser_min_steps": 5}
 QUICK |= {"fine_tune_epochs": 1}
@@ -121,7 +121,7 @@ def training_of(
     settings |= {"rnn_hidden_size": args.hidden_size, "rnn_num_layers": args.num_layers, "time_shift": time_shift}
     settings |= {"seed": seed, "device": args.device, **{name: getattr(args, name) for name in RECIPE}}
     flags = ["--rnn_residual", *(["--bucketing"] if args.bucketing else [])]
-    options = [*flags, *(f"--{name}={value}" for name, value in settings.items())]
+    options = [*flags, *(f"--{name}={value}" for name, value in settings.items() if value is not None)]
     return Training(directory / "models", experiment, args.epochs, options)
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import make_prepared
 from training_runs import MEL, SEQ, curves, train
 
-from datasets import LibriSpeech
+from datasets import BatchReader, LibriSpeech
 from load_pretrained_model import load_pretrained
 from utils.corpus.prepared import load_lengths, save_lengths
 from utils.system.errors import InputError
@@ -77,6 +77,38 @@ def test_a_fraction_is_said_in_log_and_config(workplace, monkeypatch):
     assert json.loads(CONFIG.read_text())["train_fraction"] == 0.5
     with pytest.raises(InputError, match=r"train_fraction was 0\.5 and is now 0\.4"):
         train(monkeypatch, "--train_fraction", 0.4, "--resume")
+
+
+def test_segments_are_all_the_frames_of_the_utterances_in_order(tmp_path):
+    lengths = [9, 10, 11, 25]
+    whole = LibriSpeech(make_prepared(tmp_path / "one", lengths, 30, MEL))
+    cut = LibriSpeech(tmp_path / "one", segment_frames=10)
+    assert sorted(cut.lengths) == [5, 6, 8, 8, 9, 9, 10]
+    assert str(cut).startswith("4 utterances in 7 segments")
+    with BatchReader() as reader:
+        batches = [*reader.batches(cut, [[index] for index in range(len(cut))])]
+    of_items, of_batches = {}, {}
+    for index, batch in enumerate(batches):
+        x, length = cut[index]
+        assert x.shape == (10, MEL) and x[length:].abs().sum() == 0 and batch.lengths.tolist() == [length]
+        of_items.setdefault(cut.utterance(index), []).append(x[:length])
+        of_batches.setdefault(cut.utterance(index), []).append(batch.inputs[0])
+    for index in range(len(whole)):
+        x, length = whole[index]
+        for parts in of_items, of_batches:
+            torch.testing.assert_close(torch.cat(parts[whole.utterance(index)]), x[:length], rtol=0, atol=0)
+
+
+def test_segments_make_more_steps_of_training_and_none_of_validation(workplace, monkeypatch):
+    train(monkeypatch)
+    train(monkeypatch, "--segment_frames", 10, "--experiment_name", "cut")
+    found, cut = curves(LOGS / "foo.dir"), curves(LOGS / "cut.dir")
+    assert len(cut["step/loss"]) > len(found["step/loss"])
+    assert cut["epoch/val_loss"][0][1] == found["epoch/val_loss"][0][1]
+    with pytest.raises(InputError, match=r"segment_frames was 10 and is now 11"):
+        train(monkeypatch, "--segment_frames", 11, "--experiment_name", "cut", "--resume")
+    with pytest.raises(InputError, match=r"--segment_frames is 6, not above twice --time_shift 3"):
+        train(monkeypatch, "--segment_frames", 6, "--time_shift", 3, "--experiment_name", "short")
 
 
 def test_each_split_is_validated_by_itself_too(workplace, monkeypatch):

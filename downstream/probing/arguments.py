@@ -137,6 +137,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     help = "The learning rate in training APC: constant, falling along a cosine to zero, or halved on a plateau."
     add("--lr_schedule", choices=SCHEDULES, default="cosine", help=help)
     add("--batch_size", type=positive, default=8, help="Utterances in a batch in training APC.")
+    help = "Cut the utterances in training APC into segments of equal length, of this many frames at most."
+    add("--segment_frames", type=positive, metavar="FRAMES", help=help)
     help = "Batch utterances of similar length together in training APC."
     add("--bucketing", action=argparse.BooleanOptionalAction, default=True, help=help)
     add("--loss", choices=LOSSES, default="masked", help="The mean over true frames, or also over padding.")

@@ -37,6 +37,7 @@ class _Request(NamedTuple):
     """What a worker needs to know of a batch in order to read it."""
 
     files: list[Path]
+    starts: list[int]
     lengths: list[int]
     mel_dim: int
     indices: list[int]
@@ -46,25 +47,25 @@ class _Assembled(Dataset):
     """Batches by request, so that workers read, trim and assemble them."""
 
     def __getitem__(self, request: _Request) -> Batch | InputError:
-        files, lengths, mel_dim, indices = request
+        files, starts, lengths, mel_dim, indices = request
         try:
-            utterances = [read_utterance(file, length, mel_dim) for file, length in zip(files, lengths, strict=True)]
+            utterances = [read_frames(*of, mel_dim) for of in zip(files, starts, lengths, strict=True)]
         except InputError as error:
             return error  # raised in a worker it would arrive wrapped in a traceback: `batches` raises it
         except OSError as error:
             return InputError(f"{error.filename}: {error.strerror}")
         inputs = torch.zeros(len(indices), max(lengths, default=0), mel_dim)  # (batch, longest, mel_dim)
         for row, x, length in zip(inputs, utterances, lengths, strict=True):
-            row[:length] = x[:length]
+            row[:length] = x
         return Batch(inputs, torch.tensor(lengths, dtype=torch.int64), indices)
 
 
-def read_utterance(file: Path, length: int, mel_dim: int) -> torch.Tensor:
-    """One utterance, float32 (max_seq_len, mel_dim), whose sizes are checked."""
-    x = load_utterance(file, length)
+def read_frames(file: Path, start: int, length: int, mel_dim: int) -> torch.Tensor:
+    """Frames of a prepared utterance from a first one on, float32 (length, mel_dim), whose sizes are checked."""
+    x = load_utterance(file, start + length)
     if x.size(1) != mel_dim:
         raise InputError(f"{file} has frames of {x.size(1)}, the other utterances of {mel_dim}")
-    return x
+    return x[start : start + length]
 
 
 class BatchReader:
@@ -117,9 +118,10 @@ class BatchReader:
         Raises:
             InputError: a file is missing or damaged, or a worker process died.
         """
-        files, lengths, mel_dim = dataset.files, dataset.lengths, dataset.mel_dim
+        files, starts, lengths, mel_dim = dataset.files, dataset.starts, dataset.lengths, dataset.mel_dim
         self._requests[:] = (
-            _Request([files[i] for i in batch], [lengths[i] for i in batch], mel_dim, batch) for batch in order
+            _Request(*([values[i] for i in batch] for values in (files, starts, lengths)), mel_dim, batch)
+            for batch in order
         )
         try:
             for batch in self._loader:

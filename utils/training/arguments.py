@@ -160,6 +160,11 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     add("--val_split", nargs="+", default=["dev-clean"], metavar="NAME", help=text)
     text = "Train on this fraction of the utterances, always the same ones for a seed."
     add("--train_fraction", type=fraction, default=1.0, help=text)
+    text = (
+        "Cut the utterances of training into segments of equal length, of this many frames at most: an epoch has more "
+        "steps, and takes no longer."
+    )
+    add("--segment_frames", type=positive, metavar="FRAMES", help=text)
     text = "Train on frames that were made or scaled in different ways, or in another way than those of --init_from."
     add("--any_frames", action="store_true", help=text)
     add("--load_data_workers", type=count, default=2, help="Number of processes that read data, for each that trains.")
