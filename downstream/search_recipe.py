@@ -48,13 +48,17 @@ BASE = {
 }
 FRAMES = "front_end", "norm"  # of a recipe, or else of the options of these names
 PACE = "lr_schedule=cosine bucketing=on"
-GOOD = f"{PACE} learning_rate=2e-3"
+FAST = f"{PACE} learning_rate=2e-3"
+GOOD = f"{FAST} segment_frames=100"
 RECIPES = (
     "",
     PACE,
+    FAST,
+    f"{FAST} batch_size=16",
+    f"{FAST} batch_size=4",
     GOOD,
-    f"{PACE} batch_size=16 learning_rate=2e-3",
-    f"{PACE} learning_rate=4e-3",
+    f"{GOOD} learning_rate=4e-3",
+    f"{GOOD} segment_frames=50 batch_size=16",
     f"{GOOD} norm=speaker",
     f"{GOOD} time_shift=5",
     f"{GOOD} rnn_hidden_size=512",
@@ -73,7 +77,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--minutes", type=positive_float, default=10.0, help="Train each recipe for this much time of one core.")
-    help = "What to try: lines such as 'rnn_dropout=0.2 norm=speaker' (default: 13 recipes)."
+    help = f"What to try: lines such as 'rnn_dropout=0.2 norm=speaker' (default: {len(RECIPES)} recipes)."
     add("--recipes", nargs="+", default=list(RECIPES), metavar="RECIPE", help=help)
     add_probe_options(parser)
     parser.set_defaults(checkpoint=None, norm=DEFAULT_NORM, save_dir=Path("logs/search"))
