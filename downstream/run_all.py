@@ -53,7 +53,7 @@ from downstream.probing.report import head_lines, write_report
 from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.study import RANDOM, Study, StudyOptions, System
 from downstream.probing.summary import write_summary
-from downstream.probing.training import Training, train
+from downstream.probing.training import Training, options_of, train
 from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.rnn.precision import available_precision
@@ -63,7 +63,8 @@ from utils.system.errors import run_script
 
 MAY_CHANGE = {"data", "labels", "save_dir", "time_shifts", "epochs", "seeds", "device", "num_workers"}
 MAY_CHANGE |= {"command", "training_seeds", "on_error", "quick", "any_frames", "fractions", "speaker_data"}
-RECIPE = "rnn_type", "rnn_dropout", "learning_rate", "lr_schedule", "batch_size", "segment_frames", "loss", "precision"
+RECIPE = "rnn_type", "rnn_dropout", "learning_rate", "lr_schedule", "batch_size", "segment_frames", "bucketing"
+RECIPE += "loss", "precision"  # of train_apc.py
 QUICK = {"time_shifts": [1, 3], "epochs": 3, "hidden_size": 64, "seeds": 2, "training_seeds": 2, "probe_epochs": 4}
 QUICK |= {"probe_hidden_size": 64, "fractions": [1.0, 0.5], "recogniser_epochs": 1, "recogniser_min_steps": 5}
 QUICK |= {"fine_tune_epochs": 1}
@@ -118,11 +119,10 @@ def training_of(
 ) -> Training:
     """One model's training, kept below a directory."""
     settings = {"librispeech_path": prepared, "train_split": "train", "val_split": "dev", "load_data_workers": 1}
-    settings |= {"rnn_hidden_size": args.hidden_size, "rnn_num_layers": args.num_layers, "time_shift": time_shift}
-    settings |= {"seed": seed, "device": args.device, **{name: getattr(args, name) for name in RECIPE}}
-    flags = ["--rnn_residual", *(["--bucketing"] if args.bucketing else [])]
-    options = [*flags, *(f"--{name}={value}" for name, value in settings.items() if value is not None)]
-    return Training(directory / "models", experiment, args.epochs, options)
+    settings |= {"rnn_hidden_size": args.hidden_size, "rnn_num_layers": args.num_layers, "rnn_residual": True}
+    settings |= {"time_shift": time_shift, "seed": seed, "device": args.device}
+    settings |= {name: getattr(args, name) for name in RECIPE}
+    return Training(directory / "models", experiment, args.epochs, options_of(settings))
 
 
 def train_time_shifts(

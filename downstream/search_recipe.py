@@ -29,7 +29,7 @@ from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus
 from downstream.probing.phones import classify_phones
 from downstream.probing.splits import DEV
 from downstream.probing.study import LINEAR
-from downstream.probing.training import Training, train
+from downstream.probing.training import Training, options_of, train
 from load_pretrained_model import load_pretrained
 from utils.audio.front_ends import DEFAULT_FRONT_END
 from utils.features.check import prediction_errors
@@ -124,10 +124,7 @@ def try_recipe(args: argparse.Namespace, line: str, path: Path) -> dict[str, Any
     settings |= {"librispeech_path": corpus.prepared, "train_split": "train", "val_split": "dev", "seed": args.seed}
     settings |= {"load_data_workers": 0, "device": args.device, "keep": 1}
     epochs = settings.pop("epochs", None)
-    options = [
-        "--rnn_residual",
-        *(f"--{name}" if value == "on" else f"--{name}={value}" for name, value in settings.items()),
-    ]
+    options = options_of({name: value == "on" or value for name, value in settings.items()} | {"rnn_residual": True})
     epochs_path = path.with_suffix(".epochs")
     if not epochs_path.exists():
         write_json(epochs_path, {"epochs": int(epochs or epochs_within(args.minutes, options))})

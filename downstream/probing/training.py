@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -64,6 +64,12 @@ class Running(NamedTuple):
         if code:
             raise InputError(f"training {name} ended with exit code {code}; the reason is above")
         return code is not None
+
+
+def options_of(settings: Mapping[str, object]) -> list[str]:
+    """Settings as options of train_apc.py. True gives a flag; what is False or None is left out."""
+    given = {name: value for name, value in settings.items() if value is not None and value is not False}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
 def train(trainings: Sequence[Training], at_once: int = 1) -> None:
