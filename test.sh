@@ -8,4 +8,6 @@ enter_environment requirements-dev.txt
 ruff check .
 ruff format --check --quiet .
 lint-imports --no-logo
+# all tests run in a process for each core
+[ $# -gt 0 ] || set -- --numprocesses auto --dist loadfile
 exec python -m pytest "$@"

@@ -139,7 +139,9 @@ def example():
     spec = importlib.util.spec_from_file_location("stream_microphone", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    before = torch.get_num_threads()
+    yield module
+    torch.set_num_threads(before)  # the example has set it for the whole process
 
 
 @pytest.fixture
