@@ -36,9 +36,9 @@ class LibriSpeech(Dataset):
     Args:
         paths: a prepared directory, or several to be read as one set.
         longer_than: skip utterances of this many frames or fewer.
-        fraction: the share of the other utterances to take: 0.1 is every tenth, drawn at random.
-        seed: seed of the draw; independent of the order of directories. A smaller fraction is a subset of a larger
-            one.
+        fraction: the share of the other utterances to draw at random: 0.1 for a tenth of them.
+        seed: seed of the draw, which does not depend on the order of the directories. With one seed, a smaller
+            fraction is a subset of a larger one.
         segment_frames: cut each utterance into segments of equal length, of this many frames at most. Each is then
             what is called an utterance below.
 
@@ -48,6 +48,7 @@ class LibriSpeech(Dataset):
         lengths: the true frames of each utterance.
         max_seq_len: frames that every utterance is padded to.
         mel_dim: size of a frame.
+        num_whole: utterances before they were cut into segments.
         num_skipped: utterances skipped by `longer_than`.
         num_not_drawn: utterances skipped by `fraction`.
         frame_specs: how the frames of each directory were made.
@@ -178,7 +179,10 @@ class LibriSpeech(Dataset):
 
 
 def draw(utterances: Sequence[str], fraction: float, seed: int) -> list[int]:
-    """The indices of a random fraction of utterances, one at least, in order. A smaller fraction is a subset."""
+    """The indices of a random fraction of utterances, one at least, in order.
+
+    With one seed, a smaller fraction is a subset of a larger one.
+    """
     draws = [hashlib.sha256(f"{seed} {utterance}".encode()).digest() for utterance in utterances]
     return sorted(sorted(range(len(draws)), key=draws.__getitem__)[: max(1, round(fraction * len(draws)))])
 

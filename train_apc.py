@@ -119,8 +119,8 @@ class Trainer:
         shares = self.reader.shares(self.train_set, order, ranks.rank, ranks.size, args.grad_accumulation)
         self.bar = EpochBar(progress.epoch, progress.batch, len(order), ranks.is_first)
         with self.bar, closing(shares):
-            for batch in ranks.synchronized(shares, stop):
-                self.train_step(batch)
+            for share in ranks.synchronized(shares, stop):
+                self.train_step(share)
                 if self.checkpointer.is_due() and progress.batch < len(order):  # the epoch's end saves too
                     self.checkpointer.save()
         self.checkpointer.check_weights()
@@ -132,26 +132,26 @@ class Trainer:
             progress.closed_at = progress.step
         self.checkpointer.save()
 
-    def train_step(self, batch: Share) -> None:
+    def train_step(self, share: Share) -> None:
         """One step of the optimizer, skipped where the loss or the gradient is not finite."""
         progress = self.progress
         seed_step(self.args.seed, progress.step, self.ranks.rank)  # dropout
-        lengths = torch.tensor([self.train_set.lengths[index] for index in batch.indices])  # of the whole batch
-        targets = self.objective.count(lengths, self.train_set.max_seq_len)
-        loss = self.compute_gradients(batch.parts, targets)
+        lengths = torch.tensor([self.train_set.lengths[index] for index in share.indices])  # of the whole batch
+        num_targets = self.objective.num_targets(lengths, self.train_set.max_seq_len)
+        loss = self.compute_gradients(share.parts, num_targets)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_thresh)
         loss, norm = torch.stack([loss, norm]).tolist()  # waits for the device
         self.scaler.update()
         speed, points = self.bar.update(loss, int(lengths.sum())), {}
-        if self.guard.allows(loss, norm, [self.train_set.utterance(index) for index in batch.indices]):
+        if self.guard.allows(loss, norm, [self.train_set.utterance(index) for index in share.indices]):
             learning_rate = self.learning_rate.set(progress.step, progress.rate_scale)
             self.optimizer.step()
-            progress.add_loss(loss, targets)
+            progress.add_loss(loss, num_targets)
             points = {"loss": loss, "gradient_norm": norm, "learning_rate": learning_rate, "frames_per_second": speed}
         progress.add_batch()
         self.experiment.curves.add("step", points, progress.step, progress.epoch)
 
-    def compute_gradients(self, parts: list[Batch], targets: int) -> torch.Tensor:
+    def compute_gradients(self, parts: list[Batch], num_targets: int) -> torch.Tensor:
         """Compute the gradients of the mean loss over all target frames of a batch, given this process's parts of it.
 
         Returns:
@@ -163,8 +163,8 @@ class Trainer:
             is_last = number == len(parts) or self.ranks.size == 1
             with nullcontext() if is_last else self.parallel.no_sync():  # gradients are summed over ranks once per step
                 inputs = part.inputs.to(self.device, non_blocking=True)  # (batch, longest, mel_dim)
-                share = self.objective.count(part.lengths, max_seq_len) / targets
-                part_loss = share * self.parallel(inputs, part.lengths, max_seq_len)
+                weight = self.objective.num_targets(part.lengths, max_seq_len) / num_targets
+                part_loss = weight * self.parallel(inputs, part.lengths, max_seq_len)
                 self.scaler.scale(part_loss * self.ranks.size).backward()  # DistributedDataParallel takes the mean
             loss += part_loss.detach()
         self.scaler.unscale_(self.optimizer)

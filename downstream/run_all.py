@@ -103,7 +103,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def rnn_config(args: argparse.Namespace, mel_dim: int) -> RNNConfig:
-    """The recurrent layers of every model: the papers', with residual connections."""
+    """The recurrent layers of the random networks: those of the trained models, with residual connections."""
     return RNNConfig(mel_dim, args.hidden_size, args.num_layers, 0.0, True, args.rnn_type)
 
 
@@ -139,7 +139,7 @@ def probe_baselines(study: Study, args: argparse.Namespace, plan: Plan) -> None:
     study.classify("log_mel", [0], study.log_mel(), CLASSIFIERS, with_speakers=True, with_abx=True)
     for system, context in plan.contexts.items():
         study.classify(system, [0], study.log_mel(context), with_abx=True)
-    mel_dim = study.corpus.sets["train"].log_mel[0].size(1)
+    mel_dim = study.corpus.mel_dim
     for seed in study.seeds:
         features = study.hidden_states(partial(random_model, rnn_config(args, mel_dim), seed))
         is_first = seed == study.seeds[0]
@@ -161,13 +161,13 @@ def train_again(study: Study, args: argparse.Namespace, plan: Plan, best: Best) 
     """
     trainings = {}
     for seed in study.training_seeds:
-        experiment = study.training(plan.experiment(best.time_shift), seed)
+        experiment = study.seeded_name(plan.experiment(best.time_shift), seed)
         settings = experiment, best.time_shift, study.corpus.prepared, seed
         trainings[seed] = training_of(args, args.save_dir, *settings)
     train([*trainings.values()], jobs_at_once(study.device))
     paths = {seed: training.checkpoint() for seed, training in trainings.items()}
     for seed in study.training_seeds:
-        system = study.training(plan.trained(best.time_shift), seed)
+        system = study.seeded_name(plan.trained(best.time_shift), seed)
         features = study.hidden_states(partial(load_pretrained, paths[seed]))
         study.classify(system, [best.layer], features, seeds=[seed], with_abx=True)
         study.classify(system, sorted({plan.layers[0], plan.layers[-1]} - {best.layer}), features, seeds=[seed])
@@ -177,13 +177,13 @@ def train_again(study: Study, args: argparse.Namespace, plan: Plan, best: Best) 
 def recognise(study: Study, args: argparse.Namespace, plan: Plan, best: Best, paths: dict[int, Path]) -> None:
     """Recognise phones from log Mel, random networks and the best layer of each training, frozen and fine-tuned."""
     log_mel, random, *_ = recognised(study, plan, best)
-    mel_dim = study.corpus.sets["train"].log_mel[0].size(1)
+    mel_dim = study.corpus.mel_dim
     networks, trained = [], []
     for seed in study.seeds:
         features = study.hidden_states(partial(random_model, rnn_config(args, mel_dim), seed))
         networks.append(System(f"{random.system}_seed{seed}", random.layer, features, [seed]))
     for seed, path in paths.items():
-        name = study.training(plan.trained(best.time_shift), seed)
+        name = study.seeded_name(plan.trained(best.time_shift), seed)
         features = study.hidden_states(partial(load_pretrained, path))
         trained.append(System(name, best.layer, features, [seed], load_pretrained(path)))
     for systems in [System(log_mel.system, log_mel.layer, study.log_mel(), study.seeds)], networks, trained:
@@ -197,7 +197,7 @@ def verify_speakers(args: argparse.Namespace, plan: Plan, device: torch.device) 
     corpus, directory = load_speaker_corpus(args), args.save_dir / "speakers"
     study = SpeakerStudy(corpus, directory / "results", range(args.seed, args.seed + args.seeds), device)
     study.verify_log_mel()
-    config = rnn_config(args, corpus.sets["train"].log_mel[0].size(1))
+    config = rnn_config(args, corpus.mel_dim)
     for seed in study.seeds:
         study.verify(f"{RANDOM}_seed{seed}", plan.layers, partial(random_model, config, seed))
     for time_shift, training in train_time_shifts(args, plan, directory, corpus.prepared, device).items():
@@ -210,9 +210,9 @@ def run(args: argparse.Namespace) -> None:
     """Do everything that is not done yet in --save_dir, which this process has locked."""
     device = pick_device(args.device)
     corpus = load_corpus(args)
-    seeds, trainings = (range(args.seed, args.seed + count) for count in (args.seeds, args.training_seeds))
+    seeds, training_seeds = (range(args.seed, args.seed + count) for count in (args.seeds, args.training_seeds))
     options = StudyOptions(probe_options(args), abx_options(args), recognition_options(args))
-    study = Study(corpus, args.save_dir / "results", seeds, trainings, options, device)
+    study = Study(corpus, args.save_dir / "results", seeds, training_seeds, options, device)
     plan = Plan(args.time_shifts, args.epochs, list(range(args.num_layers)), args.context, args.fractions)
     probe_baselines(study, args, plan)
     trainings = train_time_shifts(args, plan, args.save_dir, corpus.prepared, device)

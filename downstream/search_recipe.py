@@ -21,7 +21,6 @@ import argparse
 import re
 import resource
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from downstream.probing.arguments import add_probe_options, make_parser, probe_options, results_directory
@@ -103,7 +102,10 @@ def corpus_of(args: argparse.Namespace, recipe: dict[str, str]) -> Corpus:
 
 
 def epochs_within(minutes: float, arguments: list[str]) -> int:
-    """How many epochs take so much time of one core, by the first: the time of two trainings, of none and of one."""
+    """The number of epochs that take so many minutes of one core.
+
+    An epoch takes the time of a training of one epoch less that of a training of none.
+    """
     seconds = []
     with tempfile.TemporaryDirectory() as store:
         for epochs in (0, 1):

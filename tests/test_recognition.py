@@ -16,11 +16,11 @@ from downstream.probing.recognition import (
     decode,
     encode,
     labelled_share,
+    mean_and_std,
     phone_errors,
     phone_strings,
     random_batches,
     recognise,
-    statistics,
 )
 from downstream.probing.splits import SETS, TEST, TRAIN
 from utils import RNNConfig
@@ -196,5 +196,5 @@ def test_a_frozen_network_and_its_features_are_the_same(corpus):
 def test_frames_are_standardised_by_those_of_the_share(corpus):
     data = labelled_share(corpus, log_mel(corpus), TRAIN, 0.1, 0, ["SIL"])
     std, mean = torch.std_mean(torch.cat([data.inputs[index] for index in data.chosen]), 0, correction=0)
-    for found, expected in zip(statistics(data), (mean, std), strict=True):
+    for found, expected in zip(mean_and_std(data), (mean, std), strict=True):
         assert torch.allclose(found, expected, atol=1e-5)

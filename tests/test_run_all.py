@@ -17,7 +17,7 @@ from generated_speech import PHONES, say
 
 from downstream import run_all
 from downstream.probing.plan import Plan
-from downstream.probing.report import CORPUS, Claim, Row
+from downstream.probing.report import CORPUS, Claim
 from downstream.probing.scoring import percent
 from downstream.probing.speaker_report import speaker_lines
 from downstream.probing.summary import Difference, speaker_claims
@@ -157,7 +157,7 @@ def test_a_random_network_is_decided_by_its_seed_alone():
     [((0.40, 0.01), (0.45, 0.01), True), ((0.40, 0.02), (0.45, 0.02), False), ((0.45, 0.0), (0.40, 0.0), False)],
 )
 def test_a_claim_holds_where_the_difference_is_more_than_two_of_its_deviations(best, other, holds):
-    assert Claim(Row("log Mel", "log_mel", 0), best, other).holds is holds
+    assert Claim(best, other).holds is holds
     errors = ([mean - std / 2**0.5, mean + std / 2**0.5] for mean, std in (best, other))  # of two seeds
     difference = Difference.between(*errors)
     assert difference.mean == pytest.approx(other[0] - best[0]) and (difference.low > 0) is holds

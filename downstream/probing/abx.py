@@ -19,7 +19,7 @@ from tqdm import tqdm
 from downstream.probing.corpus import Corpus
 from downstream.probing.dtw import segment_distances
 from downstream.probing.features import FeatureSets, Utterances
-from downstream.probing.labels import NO_PHONE
+from downstream.probing.labels import NO_PHONE, SILENCE
 from downstream.probing.probes import Rows
 from downstream.probing.splits import TEST
 from utils.audio.frames import FRAMES_PER_SECOND
@@ -27,6 +27,7 @@ from utils.system.errors import InputError
 from utils.system.files import atomic_write
 from utils.system.workers import in_parts
 
+ABX_TASKS = ("within", "across")
 MAX_PAIRS = 1 << 18  # of triphones whose distances are held at a time, approximately
 ITEM_HEADER = "#file onset offset #phone prev-phone next-phone speaker"
 
@@ -37,7 +38,7 @@ class AbxOptions(NamedTuple):
     max_items: int = 10  # triphones of one speaker and the same three phones
     max_speakers: int = 5  # of X for each speaker and the same three phones of A, across speakers
     seed: int = 0
-    silence: tuple[str, ...] = ("SIL", "SP", "SPN", "sil", "sp", "spn")
+    silence: tuple[str, ...] = SILENCE
 
 
 class Triphones(NamedTuple):
@@ -69,15 +70,14 @@ def find_triphones(utterances: Utterances, silence: Iterable[int]) -> Triphones:
     time = np.concatenate([np.flatnonzero(mask) for mask in has_phone])  # of each labelled frame in its utterance
     segment, rows, lengths = np.unique(utterances.segments, return_index=True, return_counts=True)
     phones = utterances.labels.numpy()[rows]
-    middle = np.arange(1, len(segment) - 1)
-    is_triphone = ~np.isin(phones, list(silence))[np.add.outer(middle, [-1, 0, 1])].any(1)
-    for first in (middle - 1, middle):  # and the next
-        is_triphone &= segment[first] + 1 == segment[first + 1]
-        is_triphone &= utterance[rows[first]] == utterance[rows[first + 1]]
-        is_triphone &= time[rows[first]] + lengths[first] == time[rows[first + 1]]
-    middle = middle[is_triphone]
-    start = rows[middle - 1]
-    neighbours = np.add.outer(middle, [-1, 0, 1])  # (triphones, 3)
+    neighbours = np.add.outer(np.arange(1, len(segment) - 1), [-1, 0, 1])  # (candidates, 3), numbers of segments
+    is_triphone = ~np.isin(phones[neighbours], list(silence)).any(1)
+    for left, right in (neighbours[:, :2].T, neighbours[:, 1:].T):
+        is_triphone &= segment[left] + 1 == segment[right]
+        is_triphone &= utterance[rows[left]] == utterance[rows[right]]
+        is_triphone &= time[rows[left]] + lengths[left] == time[rows[right]]
+    neighbours = neighbours[is_triphone]
+    start = rows[neighbours[:, 0]]
     return Triphones(utterance[start], time[start], start, lengths[neighbours].sum(1), phones[neighbours])
 
 
@@ -127,13 +127,12 @@ def cell_error(cell: Cell, to_a: np.ndarray, to_b: np.ndarray) -> float:
 
 def mean_error(cells: list[Cell], errors: list[float]) -> float:
     """Average over contexts and speakers of X, then over speakers of A and B, then over pairs of phones."""
-    keys = [(cell.phones, cell.speakers[0]) for cell in cells]
-    while keys and keys[0]:
-        grouped = defaultdict(list)
-        for key, error in zip(keys, errors, strict=True):
-            grouped[key].append(error)
-        keys, errors = [key[:-1] for key in grouped], [float(np.mean(of_key)) for of_key in grouped.values()]
-    return float(np.mean(errors))
+    of_speakers, of_phones = defaultdict(list), defaultdict(list)
+    for cell, error in zip(cells, errors, strict=True):
+        of_speakers[cell.phones, cell.speakers[0]].append(error)
+    for (phones, _), found in of_speakers.items():
+        of_phones[phones].append(np.mean(found))
+    return float(np.mean([np.mean(found) for found in of_phones.values()]))
 
 
 def score_cells(cells: list[Cell], triphones: Triphones, frames: Rows, device: torch.device, name: str) -> list[float]:
@@ -183,7 +182,7 @@ def abx_errors(
     """
     triphones, errors = corpus_triphones(corpus, options, name), {}
     frames = corpus.sets[name].labelled(features[name])
-    for task in ("within", "across"):
+    for task in ABX_TASKS:
         cells = list(make_cells(triphones, corpus.speakers_of(name), task == "across", options))
         scores = score_cells(cells, triphones, frames, device, task)
         errors[task] = mean_error(cells, scores) if cells else None

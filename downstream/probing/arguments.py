@@ -10,6 +10,7 @@ from typing import Any
 
 from downstream.probing.abx import AbxOptions
 from downstream.probing.corpus import DEFAULT_NORM
+from downstream.probing.labels import SILENCE
 from downstream.probing.probes import ProbeOptions
 from downstream.probing.recognition import RecognitionOptions
 from utils.audio.front_ends import DEFAULT_FRONT_END
@@ -186,9 +187,8 @@ def probe_options(args: argparse.Namespace) -> ProbeOptions:
 
 def add_silence_option(parser: argparse.ArgumentParser) -> None:
     """Add --silence: the phones that are no speech."""
-    default = list(AbxOptions().silence)
     help = "The phones that are no speech, for ABX and recognition."
-    parser.add_argument("--silence", nargs="*", default=default, metavar="PHONE", help=help)
+    parser.add_argument("--silence", nargs="*", default=list(SILENCE), metavar="PHONE", help=help)
 
 
 def add_abx_options(parser: argparse.ArgumentParser) -> None:

@@ -44,6 +44,11 @@ class Corpus(NamedTuple):
     labels: PhoneLabels
     speakers: dict[str, str]  # by utterance id
 
+    @property
+    def mel_dim(self) -> int:
+        """The size of a frame of log Mel."""
+        return self.sets[TRAIN].log_mel.file.size
+
     def speakers_of(self, name: str) -> list[str]:
         """The speaker of each utterance of a set."""
         return [self.speakers[utterance] for utterance in self.sets[name].ids]

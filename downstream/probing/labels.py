@@ -17,6 +17,7 @@ from utils.system.errors import InputError, one_line
 from utils.system.reading import reading
 
 NO_PHONE = -1
+SILENCE = ("SIL", "SP", "SPN", "sil", "sp", "spn")  # phones that are no speech
 CTM_FIELDS = (4, 5)  # after the utterance: channel start duration phone [confidence]
 FRAMES_TOLERANCE = 3  # by which a line of frame labels may miss the frames: tools differ at the edges
 MAX_SECONDS = 1 << 20
@@ -68,7 +69,10 @@ class PhoneLabels(NamedTuple):
         return FrameLabels(phones, np.where(is_covered, segments, NO_PHONE))
 
     def spoken(self, utterance: str, frames: int) -> np.ndarray:
-        """The phones of an utterance in order, int64 (phones,), of those whose middle is in its frames' windows."""
+        """The phones spoken in an utterance, in order: int64 (phones,), indices into `phones`.
+
+        Only those whose middle comes before the end of the last frame's window: the audio may have been truncated.
+        """
         alignment = self.alignments[utterance]
         end = (frames * SHIFT_MS + WINDOW_MS - SHIFT_MS + self.late_ms) / 1000
         return alignment.phones[(alignment.starts + alignment.ends) / 2 < end]

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from downstream.probing.probes import CLASSIFIERS
+from downstream.probing.scoring import mean_and_deviation
 from downstream.probing.study import LINEAR, RANDOM, TRAININGS, TUNED, Study
 
 CURVE_EPOCHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -107,3 +108,13 @@ def recognised(study: Study, plan: Plan, best: Best) -> list[Row]:
         row._replace(name=name),
         row._replace(name=f"{name}, fine-tuned", system=row.system + TUNED),
     ]
+
+
+def recognition_errors(study: Study, row: Row, fraction: float) -> list[float]:
+    """The phone error rates of recognition from a share of the training set, one for each seed."""
+    return [run["error"] for run in study.recognition(row.system, row.layer, fraction)]
+
+
+def labelled_minutes(study: Study, row: Row, fraction: float) -> float:
+    """The minutes of a share of the training set, the mean over seeds."""
+    return mean_and_deviation([run["minutes"] for run in study.recognition(row.system, row.layer, fraction)])[0]

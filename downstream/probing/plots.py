@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from apc_model import APCModel
-from downstream.probing.plan import Best, Plan, Row, baselines, recognised
+from downstream.probing.plan import Best, Plan, baselines, labelled_minutes, recognised, recognition_errors
 from downstream.probing.scoring import mean_and_deviation
 from downstream.probing.splits import TEST
 from downstream.probing.study import RANDOM, Study
@@ -76,16 +76,6 @@ def plot_epochs(study: Study, plan: Plan, best: Best, directory: Path) -> None:
     _finish(axes, study, plan, "epochs of training (0: random weights)")
     axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
     save_figure(figure, directory / EPOCHS)
-
-
-def recognition_errors(study: Study, row: Row, fraction: float) -> list[float]:
-    """The phone error rates of recognition from a share of the training set, one for each seed."""
-    return [run["error"] for run in study.recognition(row.system, row.layer, fraction)]
-
-
-def labelled_minutes(study: Study, row: Row, fraction: float) -> float:
-    """The minutes of a share of the training set, the mean over seeds."""
-    return mean_and_deviation([run["minutes"] for run in study.recognition(row.system, row.layer, fraction)])[0]
 
 
 def plot_recognition(study: Study, plan: Plan, best: Best, directory: Path) -> None:

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from apc_model import APCModel
 from datasets import draw
 from downstream.probing.corpus import Corpus
-from downstream.probing.labels import NO_PHONE
+from downstream.probing.labels import NO_PHONE, SILENCE
 from downstream.probing.probes import MIN_STD
 from downstream.probing.splits import SETS, TRAIN
 from utils.audio.frames import frames_to_hours
@@ -37,6 +37,8 @@ PROJECTED, STRIDE = 128, 3  # the size of features in the first convolution, and
 ENCODER_PRECISION = "bf16"  # of a network's products when it is fine-tuned, where the device has them
 MIN_LABELLED = 0.5  # of an utterance's frames: of one with fewer, what was said is not known
 
+Batch = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]  # padded inputs, lengths, strings
+
 
 class RecognitionOptions(NamedTuple):
     """The recogniser's sizes, and the settings of training it."""
@@ -49,7 +51,7 @@ class RecognitionOptions(NamedTuple):
     min_steps: int = 60  # of an epoch, at least, half as many of fine-tuning: small shares are repeated
     epochs: int = 12
     fine_tune_epochs: int = 2  # after those, where an epoch takes many times as long
-    silence: tuple[str, ...] = ("SIL", "SP", "SPN", "sil", "sp", "spn")
+    silence: tuple[str, ...] = SILENCE
 
 
 class Recogniser(nn.Module):
@@ -76,7 +78,7 @@ class Recogniser(nn.Module):
             with autocast(inputs.device, ENCODER_PRECISION):
                 inputs = encode(self.encoder, inputs, lengths, self.layer)
         steps = -(-lengths // STRIDE)
-        weight = self.project.weight * self.scale  # so that the frames are not standardised, but their projection
+        weight = self.project.weight * self.scale  # standardising is a part of it
         x = F.linear(inputs.float(), weight, self.project.bias - weight @ self.mean) * is_true(lengths, inputs)
         for convolution in self.convolutions:
             x = F.relu(convolution(x.transpose(1, 2)).transpose(1, 2))
@@ -94,19 +96,18 @@ def encode(model: APCModel, inputs: torch.Tensor, lengths: torch.Tensor, layer: 
     batch, seq_len = inputs.shape[:2]
     packing = Packing.from_lengths(lengths, seq_len, inputs.device)
     (packed,), _ = model.encode(inputs.flatten(0, 1)[packing.index], packing, layers=[layer])
-    return packed.new_zeros(batch * seq_len, packed.size(1)).index_copy(0, packing.index, packed).view(
-        batch, seq_len, -1
-    )  # fmt: skip
+    padded = packed.new_zeros(batch * seq_len, packed.size(1)).index_copy(0, packing.index, packed)
+    return padded.view(batch, seq_len, -1)
 
 
-class Labelled(NamedTuple):
+class Transcribed(NamedTuple):
     """Utterances and what is said in them."""
 
     inputs: Sequence[torch.Tensor]  # of all utterances of a set, each (frames, size)
     chosen: list[int]  # indices of the utterances
     strings: list[torch.Tensor]  # of each chosen utterance, int64 (phones,), classes
 
-    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor, list]]:
+    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """Padded inputs (batch, longest, size), lengths (batch,) and strings of batches of chosen utterances."""
         for rows in order:
             inputs = [self.inputs[self.chosen[row]] for row in rows]
@@ -130,13 +131,16 @@ def phone_strings(corpus: Corpus, name: str, silence: Sequence[str]) -> dict[int
     return strings
 
 
-def labelled_share(corpus: Corpus, features: dict, name: str, fraction: float, seed: int, silence) -> Labelled:
+def labelled_share(
+    corpus: Corpus, features: dict[str, Sequence[torch.Tensor]], name: str, fraction: float, seed: int,
+    silence: Sequence[str],
+) -> Transcribed:  # fmt: skip
     """Utterances of a set that have phones: a share of them, one at least, drawn by the seed."""
     strings = phone_strings(corpus, name, silence)
     indices = list(strings)
     drawn = draw([corpus.sets[name].ids[index] for index in indices], fraction, seed)
     chosen = [indices[number] for number in drawn]
-    return Labelled(features[name], chosen, [strings[index] for index in chosen])
+    return Transcribed(features[name], chosen, [strings[index] for index in chosen])
 
 
 def phone_errors(hypotheses: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float:
@@ -165,7 +169,7 @@ def ctc_loss(log_posteriors: torch.Tensor, steps: torch.Tensor, strings: list[to
 
 
 @torch.no_grad()
-def evaluate(model: Recogniser, data: Labelled, device: torch.device) -> float:
+def evaluate(model: Recogniser, data: Transcribed, device: torch.device) -> float:
     """The phone error rate."""
     model.eval()
     hypotheses = []
@@ -196,7 +200,7 @@ def recognise(
         fine-tuning it is 0 where no epoch was better than before.
     """
 
-    def share(inputs: dict[str, Sequence[torch.Tensor]]) -> list[Labelled]:
+    def share(inputs: dict[str, Sequence[torch.Tensor]]) -> list[Transcribed]:
         shares = {name: fraction if name == TRAIN else 1 for name in SETS}
         return [labelled_share(corpus, inputs, name, of, seed, options.silence) for name, of in shares.items()]
 
@@ -204,7 +208,7 @@ def recognise(
     minutes = 60 * frames_to_hours(sum(len(train.inputs[index]) for index in train.chosen))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Recogniser(*statistics(train), len(corpus.labels.phones), options, layer).to(device)
+        model = Recogniser(*mean_and_std(train), len(corpus.labels.phones), options, layer).to(device)
         results = [train_recogniser(model, train, dev, test, options, device)]
         if encoder is not None:
             model.encoder = copy.deepcopy(encoder).to(device)
@@ -213,7 +217,7 @@ def recognise(
     return [{**result, "minutes": minutes, "utterances": len(train.chosen)} for result in results]
 
 
-def statistics(data: Labelled) -> tuple[torch.Tensor, torch.Tensor]:
+def mean_and_std(data: Transcribed) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean and the standard deviation of the features of utterances, (size,) each."""
     count, total, squares = 0, 0.0, 0.0
     for index in data.chosen:
@@ -224,7 +228,12 @@ def statistics(data: Labelled) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_recogniser(
-    model: Recogniser, train: Labelled, dev: Labelled, test: Labelled, options: RecognitionOptions, device: torch.device
+    model: Recogniser,
+    train: Transcribed,
+    dev: Transcribed,
+    test: Transcribed,
+    options: RecognitionOptions,
+    device: torch.device,
 ) -> dict[str, float]:
     """Train, and leave the weights of the best epoch on dev; its number, and the errors of dev and test."""
     epochs, rate, min_steps = options.epochs, options.learning_rate, options.min_steps
@@ -251,7 +260,7 @@ def train_recogniser(
     return {"dev_error": best_error, "error": evaluate(model, test, device), "epoch": best_epoch}
 
 
-def random_batches(data: Labelled, steps: int, batch_size: int) -> list[torch.Tensor]:
+def random_batches(data: Transcribed, steps: int, batch_size: int) -> list[torch.Tensor]:
     """Batches of utterances in a random order, each as often as it takes: a batch for each step of an epoch."""
     repeats = math.ceil(steps * batch_size / len(data.chosen))
     order = torch.cat([torch.randperm(len(data.chosen)) for _ in range(repeats)])[: steps * batch_size]

@@ -10,8 +10,16 @@ import numpy as np
 
 from apc_model import APCModel
 from downstream.probing import plots
-from downstream.probing.plan import Best, Plan, Row, all_trainings, baselines, choose_best, recognised
-from downstream.probing.plots import labelled_minutes, recognition_errors
+from downstream.probing.plan import (
+    Best,
+    Plan,
+    all_trainings,
+    baselines,
+    choose_best,
+    labelled_minutes,
+    recognised,
+    recognition_errors,
+)
 from downstream.probing.scoring import mean_and_deviation, percent
 from downstream.probing.speaker_report import speaker_lines
 from downstream.probing.speaker_study import SpeakerStudy
@@ -35,9 +43,8 @@ MIN_DEVIATIONS = 2  # of a difference that counts
 
 
 class Claim(NamedTuple):
-    """The best trained layer and a baseline: mean and standard deviation of their frame errors (fractions) on test."""
+    """Errors (fractions) of the best trained layer and of another system: mean and standard deviation of each."""
 
-    baseline: Row
     best: tuple[float, float]
     other: tuple[float, float]
 
@@ -93,7 +100,7 @@ def recognition_lines(study: Study, plan: Plan, best: Best) -> list[str]:
         lines.append(f"\nThe phone error rate of {trained.name} is, against {row.name},\n")
         for fraction, number in zip(plan.fractions, minutes, strict=True):
             scores = [mean_and_deviation(recognition_errors(study, of_row, fraction)) for of_row in (trained, row)]
-            lines.append(f"- from {number:.1f} minutes of labelled speech {Claim(row, *scores).words}")
+            lines.append(f"- from {number:.1f} minutes of labelled speech {Claim(*scores).words}")
     return lines
 
 
@@ -102,7 +109,7 @@ def claim_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     lines = []
     errors = mean_and_deviation(study.errors(*all_trainings(study, plan, best).result))
     for row in baselines(study, plan):
-        claim = Claim(row, errors, mean_and_deviation(study.errors(*row.result)))
+        claim = Claim(errors, mean_and_deviation(study.errors(*row.result)))
         lines.append(f"- against {row.label}, {claim.words}")
     return lines
 

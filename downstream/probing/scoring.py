@@ -66,7 +66,7 @@ def equal_error_rate(scores: np.ndarray, is_same: np.ndarray) -> float:
 
 
 def equal_error_rates(scores: np.ndarray, is_same: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`equal_error_rate` of trials of which each counts so often: weights (draws, trials) -> (draws,)."""
+    """`equal_error_rate` of weighted trials: weights, (draws, trials), say how often each counts; (draws,)."""
     order = np.argsort(-scores, kind="stable")
     is_last = np.append(np.diff(scores[order]) != 0, True)  # of equal scores: accepted together
     accepted = np.stack([np.cumsum(weights[:, order] * (is_same[order] == same), axis=1) for same in (False, True)])

@@ -152,8 +152,8 @@ def verify(corpus: Corpus, features: FeatureSets, trials: Trials) -> dict[str, f
 def bootstrap_rates(scores: np.ndarray, trials: Trials, speakers: Sequence[str], draws: int = DRAWS) -> np.ndarray:
     """Equal error rates of trials whose speakers are drawn at random, with replacement, as many as there are.
 
-    A trial counts as often as its speaker, or the product of how often its two, are drawn. All trials of a speaker
-    depend on each other, which draws of trials would ignore. The draws are the same for all scores.
+    A trial of one speaker counts as often as that one is drawn, a trial of two the product of how often each is. All
+    trials of a speaker depend on each other, which draws of trials would ignore. The draws are the same for all scores.
 
     Args:
         scores: (trials,).

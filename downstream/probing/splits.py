@@ -34,8 +34,9 @@ def find_splits(
 ) -> Splits:
     """The sets of a directory with train, dev and test, each a tree of audio, a Kaldi data directory or a manifest.
 
-    Without `test`, dev is the test set and every fifth utterance of train is dev. The speaker is what all the sets say;
-    else the first field of the id where all ids have LibriSpeech's form, else the name of the file's directory.
+    Without `test`, dev is the test set and every fifth utterance of train is dev. The speaker of an utterance is
+    that of a map (utt2spk, or a manifest), else that of its id in LibriSpeech's form, else the name of the file's
+    directory. Where these rules differ, sets of audio all use the directory, and sets of features are refused.
 
     Args:
         data: the directory.

@@ -38,7 +38,6 @@ Layers = Mapping[int, FeatureSets]
 MakeFeatures = Callable[[Sequence[int]], Layers]
 Result = dict[str, Any]  # JSON types
 LINEAR = "linear"
-ABX_TASKS = ("within", "across")
 RANDOM, TRAININGS, TUNED = "random", "_trainings", "_tuned"
 
 
@@ -98,16 +97,16 @@ class Study:
         remove_leftovers(directory)
         self.no_speakers = self._why_no_speakers()
 
-    def training(self, name: str, seed: int) -> str:
+    def seeded_name(self, name: str, seed: int) -> str:
         """The name of what a training with a seed gives: the first has the plain name."""
         return name if seed == self.training_seeds[0] else f"{name}_seed{seed}"
 
     def members(self, system: str) -> list[tuple[str, int]]:
-        """The system in the names of files, and the seed, of each of a system's results."""
+        """The (system, seed) in the name of each of a system's files of results."""
         if system.endswith(TUNED):
             return [(name + TUNED, seed) for name, seed in self.members(system.removesuffix(TUNED))]
         if system.endswith(TRAININGS):
-            return [(self.training(system.removesuffix(TRAININGS), seed), seed) for seed in self.training_seeds]
+            return [(self.seeded_name(system.removesuffix(TRAININGS), seed), seed) for seed in self.training_seeds]
         return [(f"{RANDOM}_seed{seed}" if system == RANDOM else system, seed) for seed in self.seeds]
 
     def log_mel(self, context: tuple[int, int] = (0, 0)) -> MakeFeatures:
@@ -145,8 +144,9 @@ class Study:
                 tasks.append(Task([self._abx_path(system, layer)], layer, self._abx))
         self._compute(tasks, make_features)
         for layer, classifier in itertools.product(layers, classifiers):
-            errors = self.errors(RANDOM if system.startswith(f"{RANDOM}_seed") else system, layer, classifier)
-            tqdm.write(f"{system}, layer {layer}, {classifier}: frame error {percent(errors)} %" if errors else system)
+            paths = [self._phones_path(system, layer, classifier, seed) for seed in seeds]
+            errors = [read_json(path)["frame_error"] for path in paths]
+            tqdm.write(f"{system}, layer {layer}, {classifier}: frame error {percent(errors)} %")
 
     def recognise(self, systems: Sequence[System], fractions: Sequence[float]) -> None:
         """Recognise from shares of the training set where results are missing, of all systems at once."""
@@ -173,7 +173,7 @@ class Study:
 
     def abx(self, system: str, layer: int, task: str) -> list[float]:
         """The ABX errors of a system's layer, one for each network; empty where there are none."""
-        paths = {self._abx_path(name, layer): None for name, _ in self.members(system)}
+        paths = dict.fromkeys(self._abx_path(name, layer) for name, _ in self.members(system))  # one for all seeds
         return [error for path in paths if path.exists() and (error := read_json(path)[task]) is not None]
 
     def runs(self, system: str, layer: int, classifier: str = LINEAR) -> list[dict[str, Any]]:

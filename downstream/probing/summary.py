@@ -11,11 +11,21 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from downstream.probing.plan import Best, Plan, Row, all_trainings, baselines, choose_best, recognised
+from downstream.probing.abx import ABX_TASKS
+from downstream.probing.plan import (
+    Best,
+    Plan,
+    Row,
+    all_trainings,
+    baselines,
+    choose_best,
+    recognised,
+    recognition_errors,
+)
 from downstream.probing.report import MIN_DEVIATIONS
 from downstream.probing.scoring import mean_and_deviation, percent
 from downstream.probing.speaker_study import SCORES, Rate, SpeakerStudy
-from downstream.probing.study import ABX_TASKS, LINEAR, RANDOM, TRAININGS, Study
+from downstream.probing.study import LINEAR, RANDOM, TRAININGS, Study
 from utils.system.files import atomic_write
 
 PAPERS = """2019: Chung et al., "An Unsupervised Autoregressive Model for Speech Representation Learning", Interspeech.
@@ -90,16 +100,11 @@ def _table_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy | 
         cells = [name, str(row.layer) if row.shows_layer else "", str(len(study.training_seeds)) if is_trained else ""]
         values = [study.errors(*row.result, key) for key in ("frame_error", "segment_error")]
         values += [study.abx(row.system, row.layer, task) if is_linear else [] for task in ABX_TASKS]
-        values += [_recognised(study, row, fraction) if is_linear else [] for fraction in _shares(plan)]
+        values += [recognition_errors(study, row, fraction) if is_linear else [] for fraction in _shares(plan)]
         cells += [percent(of_seeds) if of_seeds else "" for of_seeds in values]
         rates = [_rate(plan, best, row, score, speakers) for score in SCORES]
         lines.append(f"| {' | '.join([*cells, *('' if rate is None else str(rate) for rate in rates)])} |")
     return lines
-
-
-def _recognised(study: Study, row: Row, fraction: float) -> list[float]:
-    """The phone error rates of a row with a share of the labels, one for each seed."""
-    return [run["error"] for run in study.recognition(row.system, row.layer, fraction)]
 
 
 def _rate(plan: Plan, best: Best, row: Row, score: str, speakers: SpeakerStudy | None) -> Rate | None:
@@ -149,7 +154,7 @@ def _phone_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     ]
     _, random, trained, _ = recognised(study, plan, best)
     for fraction in _shares(plan):
-        errors = (Errors(row.name, _recognised(study, row, fraction)) for row in (trained, random))
+        errors = (Errors(row.name, recognition_errors(study, row, fraction)) for row in (trained, random))
         lines.append(_claim(f"APC beats random networks, phone error rate with {share_name(fraction)}", *errors))
     return lines
 
@@ -174,9 +179,9 @@ def speaker_claims(plan: Plan, speakers: SpeakerStudy | None) -> list[str]:
     for score in SCORES:
         if speakers.rate("log_mel", 0, score) is not None:
             rates = [Rate.mean(speakers.rate(system, layer, score) for system in systems) for layer in plan.layers]
-            difference = rates[-1] - rates[0]
+            difference, name = rates[-1] - rates[0], "LDA" if score == "lda" else score
             lines.append(
-                f"- {_verdict(difference.interval[0])}: {sentence}, equal error rate of new speakers by {score}: "
+                f"- {_verdict(difference.interval[0])}: {sentence}, equal error rate of new speakers by {name}: "
                 f"{', '.join(map(str, rates))} % by layer, means over {len(systems)} time shifts; the first is lower "
                 f"than the last by {difference}."
             )
@@ -188,7 +193,7 @@ def _recognition_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     log_mel, _, trained, _ = recognised(study, plan, best)
     lines, gains = [], {}
     for fraction in plan.fractions:
-        errors = [Errors(row.name, _recognised(study, row, fraction)) for row in (trained, log_mel)]
+        errors = [Errors(row.name, recognition_errors(study, row, fraction)) for row in (trained, log_mel)]
         gains[fraction] = [b - a for a, b in zip(*(of.values for of in errors), strict=False)]  # of the same share
         sentence = f"Recognition from APC beats log Mel with {share_name(fraction)} (2020), phone error rate"
         lines.append(_claim(sentence, *errors))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from utils.audio.front_ends import FRONT_ENDS, UNRECORDED_FRONT_END
-from utils.configs import RELEASED_NAME, RNN_TYPES, PrenetConfig, RNNConfig
+from utils.configs import RELEASED_NAME, PrenetConfig, RNNConfig
 from utils.corpus.frame_spec import FrameSpec
 from utils.system.errors import InputError, one_line
 from utils.system.files import read_json
@@ -30,7 +30,7 @@ FRAMES_KEY = "frames"  # in that, and in config.json: what `FrameSpec.to_json` g
 OWN_NAME = re.compile(r".+__(epoch_\d+|best)\.model|.+__step_\d+\.state")
 OPTIMIZER_KEYS = ("optimizer", "Optimizer")
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-GATES = {3: RNN_TYPES[0], 4: RNN_TYPES[1]}  # rows of weight_hh_l0 in hidden sizes
+GATES = {3: "gru", 4: "lstm"}  # the cell by its number of gates: weight_hh_l0 is (gates * hidden_size, hidden_size)
 
 
 class Facts(NamedTuple):
@@ -165,8 +165,9 @@ def _sizes(path: Path, weights: Mapping[str, torch.Tensor]) -> tuple[int, Prenet
     """Sizes read off the weights. Whether all of them agree is seen when the model takes them."""
     first_hh, first_ih = (_matrix(path, weights, f"rnns.0.weight_{kind}_l0", 2) for kind in ("hh", "ih"))
     hidden_size = first_hh.size(1)
-    if first_hh.size(0) % hidden_size or first_hh.size(0) // hidden_size not in GATES:
-        gru, lstm = ((gates * hidden_size, hidden_size) for gates in GATES)
+    gates, rest = divmod(first_hh.size(0), hidden_size)
+    if rest or gates not in GATES:
+        gru, lstm = ((number * hidden_size, hidden_size) for number in GATES)
         shape = tuple(first_hh.shape)
         raise InputError(f"{path}: rnns.0.weight_hh_l0 has shape {shape}, not a GRU's {gru} or an LSTM's {lstm}")
     num_layers = _count(weights, r"rnns\.(\d+)\.")
@@ -180,8 +181,7 @@ def _sizes(path: Path, weights: Mapping[str, torch.Tensor]) -> tuple[int, Prenet
     if first_ih.size(1) != input_size:
         expected = (first_hh.size(0), input_size)
         raise InputError(f"{path}: rnns.0.weight_ih_l0 has shape {tuple(first_ih.shape)}, not {expected}")
-    rnn_type = GATES[first_hh.size(0) // hidden_size]
-    return mel_dim, prenet, RNNConfig(input_size, hidden_size, num_layers, 0.0, False, rnn_type)
+    return mel_dim, prenet, RNNConfig(input_size, hidden_size, num_layers, 0.0, False, GATES[gates])
 
 
 def _check_sizes(path: Path, rnn: RNNConfig, own_config: dict[str, Any]) -> None:

@@ -179,13 +179,13 @@ class Ranks:
     def parallel(self, objective: Objective) -> nn.Module:
         """The objective, its gradients being the mean over ranks once backward is done.
 
-        DistributedDataParallel lays the gradients out anew after its first backward pass, and so adds them up in
-        another order. That pass is done here, on an empty batch: a resumed run then adds as an uninterrupted one does.
+        DistributedDataParallel rebuilds its buckets of gradients after its first backward pass, and then sums in
+        another order. That pass is done here, on an empty batch, so that a resumed run sums as an uninterrupted one.
         """
         if self.size == 1:
             return objective
         parallel = DistributedDataParallel(objective)
-        for _ in range(2):  # it does so at the start of the second
+        for _ in range(2):  # they are rebuilt at the start of the second
             parallel(*objective.empty_batch()).backward()
         parallel.zero_grad(set_to_none=True)
         return parallel

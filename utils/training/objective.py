@@ -93,6 +93,6 @@ class Objective(nn.Module):
         device = next(self.model.parameters()).device
         return torch.zeros(0, 0, self.model.mel_dim, device=device), torch.zeros(0, dtype=torch.int64), 0
 
-    def count(self, lengths: torch.Tensor, max_seq_len: int) -> int:
-        """`count_targets`."""
+    def num_targets(self, lengths: torch.Tensor, max_seq_len: int) -> int:
+        """The number of target frames that `forward` averages over, given the lengths, int64 (batch,), of a batch."""
         return count_targets(lengths, self.time_shift, self.loss, max_seq_len)

@@ -72,7 +72,7 @@ def _sums(
     with closing(reader.batches(val_set, [share for _, share in shares])) as batches:
         for (split, _), batch in zip(shares, batches, strict=False):
             inputs = batch.inputs.to(ranks.device, non_blocking=True)  # (batch, longest, mel_dim)
-            count = objective.count(batch.lengths, val_set.max_seq_len)
+            count = objective.num_targets(batch.lengths, val_set.max_seq_len)
             sums[split, 0] += count * objective(inputs, batch.lengths, val_set.max_seq_len)
             sums[split, 1] += count
             if stop.signum:
