@@ -46,7 +46,7 @@ from downstream.probing.arguments import (
     recognition_options,
     results_directory,
 )
-from downstream.probing.corpus import DEFAULT_NORM, load_corpus, load_speaker_corpus
+from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus, load_speaker_corpus
 from downstream.probing.plan import Best, Plan, choose_best, recognised
 from downstream.probing.probes import CLASSIFIERS
 from downstream.probing.report import head_lines, write_report
@@ -96,6 +96,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--seeds and --training_seeds must be 2 at least: claims are judged by deviations between seeds")
     if args.rnn_dropout >= 1:
         parser.error(f"--rnn_dropout is {args.rnn_dropout:g}, not below 1")
+    least = 2 * max(args.time_shifts)
+    if args.segment_frames is not None and args.segment_frames <= least:
+        parser.error(
+            f"--segment_frames is {args.segment_frames}, not above twice the highest of --time_shifts: {least}"
+        )
     given = sys.argv[1:] if arguments is None else arguments
     args.command = shlex.join(["python", "downstream/run_all.py", *given])
     args.time_shifts, args.fractions = sorted(set(args.time_shifts)), sorted(set(args.fractions), reverse=True)
@@ -115,10 +120,11 @@ def random_model(config: RNNConfig, seed: int) -> APCModel:
 
 
 def training_of(
-    args: argparse.Namespace, directory: Path, experiment: str, time_shift: int, prepared: Path, seed: int
+    args: argparse.Namespace, directory: Path, experiment: str, time_shift: int, corpus: Corpus, seed: int
 ) -> Training:
     """One model's training, kept below a directory."""
-    settings = {"librispeech_path": prepared, "train_split": "train", "val_split": "dev", "load_data_workers": 1}
+    settings = {"librispeech_path": corpus.prepared, "train_split": "train", "val_split": "dev", "load_data_workers": 1}
+    settings |= {"feature_dim": corpus.mel_dim}
     settings |= {"rnn_hidden_size": args.hidden_size, "rnn_num_layers": args.num_layers, "rnn_residual": True}
     settings |= {"time_shift": time_shift, "seed": seed, "device": args.device}
     settings |= {name: getattr(args, name) for name in RECIPE}
@@ -126,10 +132,10 @@ def training_of(
 
 
 def train_time_shifts(
-    args: argparse.Namespace, plan: Plan, directory: Path, prepared: Path, device: torch.device
+    args: argparse.Namespace, plan: Plan, directory: Path, corpus: Corpus, device: torch.device
 ) -> dict[int, Training]:
     """Train a model for each time shift; return the trainings by time shift."""
-    trainings = {n: training_of(args, directory, plan.experiment(n), n, prepared, args.seed) for n in plan.time_shifts}
+    trainings = {n: training_of(args, directory, plan.experiment(n), n, corpus, args.seed) for n in plan.time_shifts}
     train([*trainings.values()], jobs_at_once(device))
     return trainings
 
@@ -162,7 +168,7 @@ def train_again(study: Study, args: argparse.Namespace, plan: Plan, best: Best) 
     trainings = {}
     for seed in study.training_seeds:
         experiment = study.seeded_name(plan.experiment(best.time_shift), seed)
-        settings = experiment, best.time_shift, study.corpus.prepared, seed
+        settings = experiment, best.time_shift, study.corpus, seed
         trainings[seed] = training_of(args, args.save_dir, *settings)
     train([*trainings.values()], jobs_at_once(study.device))
     paths = {seed: training.checkpoint() for seed, training in trainings.items()}
@@ -200,7 +206,7 @@ def verify_speakers(args: argparse.Namespace, plan: Plan, device: torch.device) 
     config = rnn_config(args, corpus.mel_dim)
     for seed in study.seeds:
         study.verify(f"{RANDOM}_seed{seed}", plan.layers, partial(random_model, config, seed))
-    for time_shift, training in train_time_shifts(args, plan, directory, corpus.prepared, device).items():
+    for time_shift, training in train_time_shifts(args, plan, directory, corpus, device).items():
         make_model = partial(load_pretrained, training.checkpoint())
         study.verify(plan.trained(time_shift), plan.layers, make_model)
     return study
@@ -215,7 +221,7 @@ def run(args: argparse.Namespace) -> None:
     study = Study(corpus, args.save_dir / "results", seeds, training_seeds, options, device)
     plan = Plan(args.time_shifts, args.epochs, list(range(args.num_layers)), args.context, args.fractions)
     probe_baselines(study, args, plan)
-    trainings = train_time_shifts(args, plan, args.save_dir, corpus.prepared, device)
+    trainings = train_time_shifts(args, plan, args.save_dir, corpus, device)
     for time_shift, training in trainings.items():
         probe_checkpoint(study, training.checkpoint(), plan, time_shift, args.epochs, plan.layers)
     best = choose_best(study, plan)

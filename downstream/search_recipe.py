@@ -4,10 +4,10 @@
     python downstream/search_recipe.py --data mboshi --label_shift 65 --minutes 12 --save_dir logs/search12 \
         --recipes "lr_schedule=cosine" "lr_schedule=cosine rnn_hidden_size=512"
 
-A recipe is a line of options of train_apc.py (flags with the value on) and of norm and front_end of the frames; what it
-does not name is as in BASE. Unless it names its epochs, it is trained for as many as take --minutes of one core's time:
-the time of the first epoch tells how many. Times are of the CPU, so that other jobs favour none. An interrupted search
-continues with the same command.
+A recipe is a line of options of train_apc.py (flags with the value on or off) and of norm and front_end of the frames;
+what it does not name is as in BASE. Unless it names its epochs, it is trained for as many as take --minutes of one
+core's time: the time of the first epoch tells how many. Times are of the CPU, so that other jobs favour none. An
+interrupted search continues with the same command.
 """
 
 import sys
@@ -23,7 +23,7 @@ import resource
 import tempfile
 from typing import Any
 
-from downstream.probing.arguments import add_probe_options, make_parser, probe_options, results_directory
+from downstream.probing.arguments import NORMS, add_probe_options, make_parser, probe_options, results_directory
 from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus
 from downstream.probing.phones import classify_phones
 from downstream.probing.splits import DEV
@@ -44,7 +44,12 @@ BASE = {
     "learning_rate": "1e-3",
     "time_shift": "3",
     "precision": "bf16",
+    "rnn_residual": "on",
 }
+FLAGS = {"on": True, "off": False}
+NOT_OF_RECIPES = {"seed", "device", "keep", "load_data_workers", "librispeech_path", "train_split", "val_split"}
+NOT_OF_RECIPES |= {"experiment_name", "store_path", "resume", "overwrite"}  # all these are the search's own
+NOT_OF_RECIPES |= {"patience", "max_steps"}  # which end a training before its time
 FRAMES = "front_end", "norm"  # of a recipe, or else of the options of these names
 PACE = "lr_schedule=cosine bucketing=on"
 FAST = f"{PACE} learning_rate=2e-3"
@@ -84,8 +89,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for recipe in args.recipes:
         if not all("=" in setting for setting in recipe.split()):
             parser.error(f"--recipes: {recipe!r} is not a line of NAME=VALUE")
-        if not settings_of(recipe).get("epochs", "1").isdecimal():
+        settings = settings_of(recipe)
+        if not settings.get("epochs", "1").isdecimal():
             parser.error(f"--recipes: {recipe!r} has no whole number of epochs")
+        if settings.get("norm", DEFAULT_NORM) not in NORMS:
+            parser.error(f"--recipes: {recipe!r} has a norm that is not one of {', '.join(NORMS)}")
+        if names := sorted(NOT_OF_RECIPES & settings.keys()):
+            parser.error(f"--recipes: {recipe!r} has {names[0]}, which is no part of a recipe")
     return args
 
 
@@ -124,9 +134,9 @@ def try_recipe(args: argparse.Namespace, line: str, path: Path) -> dict[str, Any
     corpus, device = corpus_of(args, recipe), pick_device(args.device)
     settings = BASE | {name: value for name, value in recipe.items() if name not in FRAMES}
     settings |= {"librispeech_path": corpus.prepared, "train_split": "train", "val_split": "dev", "seed": args.seed}
-    settings |= {"load_data_workers": 0, "device": args.device, "keep": 1}
+    settings |= {"load_data_workers": 0, "device": args.device, "keep": 1, "feature_dim": corpus.mel_dim}
     epochs = settings.pop("epochs", None)
-    options = options_of({name: value == "on" or value for name, value in settings.items()} | {"rnn_residual": True})
+    options = options_of({name: FLAGS.get(value, value) for name, value in settings.items()})
     epochs_path = path.with_suffix(".epochs")
     if not epochs_path.exists():
         write_json(epochs_path, {"epochs": int(epochs or epochs_within(args.minutes, options))})

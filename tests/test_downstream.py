@@ -225,7 +225,13 @@ def test_recipes_are_trained_for_equal_time_ranked_and_kept(corpus, tmp_path, mo
     with pytest.raises(InputError, match="already holds other files"):
         search_recipe.main([*command, "--save_dir", str(corpus)])
     assert not (corpus / "config.json").exists()
-    for recipe, problem in ("bucketing", "is not a line of NAME=VALUE"), ("epochs=x", "has no whole number of epochs"):
+    for recipe, problem in (
+        ("bucketing", "is not a line of NAME=VALUE"),
+        ("epochs=x", "has no whole number of epochs"),
+        ("norm=gobal", "has a norm that is not one of global, "),
+        ("seed=1", "has seed, which is no part of a recipe"),
+        ("patience=2", "has patience, which is no part of a recipe"),
+    ):
         with pytest.raises(SystemExit):
             search_recipe.parse_arguments(["--data", str(corpus), "--recipes", recipe])
         assert f"'{recipe}' {problem}" in capsys.readouterr().err

@@ -9,9 +9,11 @@ import soundfile
 import torch
 from preparing_runs import content, prepare
 
-from downstream import phone_classification, speaker_verification
+from downstream import phone_classification, run_all, speaker_verification
+from downstream.probing.corpus import load_corpus
 from downstream.probing.splits import SETS, find_speaker_splits, find_splits
 from downstream.run_all import random_model
+from load_pretrained_model import load_pretrained
 from utils import RNNConfig
 from utils.corpus.frame_spec import FrameSpec
 from utils.corpus.prepared import load_lengths
@@ -137,6 +139,33 @@ def test_the_models_mean_and_variance_scale_where_its_norm_is_asked_for(corpus, 
     found = tensors(tmp_path / "out/prepared-released-global/dev")
     assert found.keys() < tensors(whole).keys() | {"lengths.pkl"}
     assert all(tensors(whole)[name] == found[name] for name in found if name.endswith(".pt"))
+
+
+def test_models_are_trained_on_frames_of_any_size(corpus, tmp_path):
+    command = f"--data {corpus} --save_dir {tmp_path / 'out'} --quick --time_shifts 1 --epochs 1 --hidden_size 8"
+    args = run_all.parse_arguments(f"{command} --num_layers 1 --num_workers 0".split())
+    loaded, plan = load_corpus(args), run_all.Plan([1], 1, [0], 5, [])
+    training = run_all.train_time_shifts(args, plan, args.save_dir, loaded, torch.device("cpu"))[1]
+    assert load_pretrained(training.checkpoint()).mel_dim == MEL
+
+
+def test_utterances_that_are_cut_are_counted(corpus, tmp_path, capsys):
+    add_features(corpus / "dev", {"ann_dev0": np.ones((1601, MEL), np.float32)})
+    load_corpus(run_all.parse_arguments(["--data", str(corpus), "--save_dir", str(tmp_path / "out")]))
+    assert "dev: 1 utterances cut to their first 1600 frames\n" in capsys.readouterr().out
+
+
+def test_a_directory_in_which_nothing_was_done_takes_other_options(corpus, tmp_path):
+    command = ["--data", str(corpus), "--save_dir", str(tmp_path / "out"), "--quick"]
+    for speaker in ("nobody", "noone"):
+        with pytest.raises(InputError, match=f"there is no speaker {speaker}"):
+            run_all.main([*command, "--held_out_speakers", speaker])
+
+
+def test_segments_too_short_for_a_time_shift_are_refused_before_the_work(corpus, capsys):
+    with pytest.raises(SystemExit):
+        run_all.parse_arguments(["--data", str(corpus), "--time_shifts", "3", "5", "--segment_frames", "10"])
+    assert "--segment_frames is 10, not above twice the highest of --time_shifts: 10" in capsys.readouterr().err
 
 
 def no_utt2spk(corpus):

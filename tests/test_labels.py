@@ -58,6 +58,10 @@ def test_lines_of_frame_labels_give_each_frame_its_own(tmp_path):
     assert labels.of("a", 8).phones[6:].tolist() == [NO_PHONE] * 2  # a few frames more or fewer are tolerated
     with pytest.raises(InputError, match=r"frames\.txt: utterance a has 6 labels for 20 frames"):
         labels.of("a", 20)
+    long = read_labels(write(tmp_path, f"a {'K ' * 2000}\n", "frames.txt"))
+    assert (long.of("a", 1600).phones == 0).all()  # the rest was cut
+    with pytest.raises(InputError, match="2000 labels for 1500 frames"):
+        long.of("a", 1500)
 
 
 def test_the_bundled_alignments_label_every_frame():

@@ -134,6 +134,10 @@ def test_trials_are_all_pairs_or_a_part_of_them_that_the_seed_decides():
     many = ["ann", "bob"] * 50
     first, again, other = (make_trials(many, seed, max_trials=100) for seed in (0, 0, 1))
     assert len(first.is_same) == 100 and np.array_equal(first, again) and not np.array_equal(first, other)
+    assert first.is_same.sum() == 50
+    few = make_trials([f"s{n // 2}" for n in range(100)], max_trials=1000)  # 50 of 4,950 pairs are of one speaker
+    assert few.is_same.sum() == 50 and len({*zip(few.first, few.second, strict=True)}) == 1000
+    assert make_trials(["ann"] * 60 + ["bob"], max_trials=1000).is_same.sum() == 940  # all 60 others
     with pytest.raises(InputError, match="nothing to verify"):
         make_trials(["ann", "ann"])
 

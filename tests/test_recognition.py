@@ -77,6 +77,12 @@ def test_features_that_tell_nothing_are_recognised_badly(corpus):
     assert recognise(corpus, noise, 1, 0, QUICK._replace(epochs=1), CPU)[0]["error"] > 0.5
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 20])
+def test_training_may_have_any_number_of_steps(corpus, steps):
+    options = QUICK._replace(min_steps=steps, epochs=1)
+    assert run(corpus, 1 / 60, options=options)["utterances"] == 1  # one batch of it
+
+
 def test_the_error_rate_counts_edits_over_all_phones():
     assert phone_errors([[1, 2, 3]], [[1, 2, 3]]) == 0
     assert phone_errors([[1, 3], []], [[1, 2, 3], [4]]) == 2 / 4  # two deletions

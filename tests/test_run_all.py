@@ -178,7 +178,11 @@ def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monke
     plan = Plan([3], 1, [0, 1], 5, [1.0])
     study = run_all.verify_speakers(args, plan, torch.device("cpu"))
     text = "\n".join(speaker_lines(study, plan))
-    assert "trained on 6 utterances of 6 speakers" in text and "105 pairs of 15 utterances of 5 speakers" in text
+    assert (
+        "trained on 5 utterances of 5 speakers" in text
+        and "validated on 1 utterances of 1 speakers" in text
+        and "105 pairs of 15 utterances of 5 speakers" in text
+    )
     assert "LDA learns from the test speakers who are not in the trial" in text
     assert text.count("| APC, time shift 3 |") == 2 and text.count("The first layer tells speakers apart") == 2
     claims = speaker_claims(plan, study)

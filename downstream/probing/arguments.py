@@ -31,6 +31,7 @@ from utils.system.errors import InputError, describe_changes
 from utils.system.files import (
     lock_directory,
     make_way_for,
+    other_files,
     read_json,
     refuse_other_files,
     remove_leftovers,
@@ -90,7 +91,12 @@ def results_directory(args: argparse.Namespace, script: str, may_change: Set[str
     with lock_directory(args.save_dir, f"another run of {script}", check):
         remove_leftovers(args.save_dir)
         _record_settings(args, may_change)
-        yield
+        try:
+            yield
+        except InputError:
+            if other_files(args.save_dir) == {CONFIG_FILE}:  # nothing was done with these options
+                (args.save_dir / CONFIG_FILE).unlink()
+            raise
 
 
 def _record_settings(args: argparse.Namespace, may_change: Set[str]) -> None:

@@ -22,7 +22,7 @@ from utils.corpus.audio_source import AudioOptions
 from utils.corpus.frame_spec import UNKNOWN, FrameSpec, check_fit
 from utils.corpus.normalization import Normalizer, scope
 from utils.corpus.output_directory import SKIPPED_FILE
-from utils.corpus.preparation import prepare
+from utils.corpus.preparation import MAX_SEQ_LEN, prepare
 from utils.corpus.scaling import Scaling
 from utils.corpus.sources import closing_lines
 from utils.corpus.speakers import BY_MAP, Speakers
@@ -135,8 +135,10 @@ def prepare_set(splits: Splits, name: str, prepared: Path, args: argparse.Namesp
         scaling = scaling._replace(given=Normalizer.load(prepared / TRAIN))
     source, directory = splits.sources[name], prepared / name
     settings = {"num_workers": args.num_workers, "skip_errors": args.on_error == "skip"}
-    skipped = prepare(source, directory, scaling, **settings).skipped
-    lines = [f"{skipped} utterances skipped: {directory / SKIPPED_FILE} lists them"] if skipped else []
+    done = prepare(source, directory, scaling, **settings)
+    lines = [f"{done.skipped} utterances skipped: {directory / SKIPPED_FILE} lists them"] if done.skipped else []
+    if done.truncated:
+        lines.append(f"{done.truncated} utterances cut to their first {MAX_SEQ_LEN} frames")
     for line in lines + closing_lines(source, directory):
         print(f"{name}: {line}")
 

@@ -243,7 +243,9 @@ def train_recogniser(
         best_error, best_weights = evaluate(model, dev, device), copy.deepcopy(model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), rate)
     steps = max(math.ceil(len(train.chosen) / options.batch_size), min_steps)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps, pct_start=0.1, cycle_momentum=False)
+    total = epochs * steps
+    rise = 0.2 if total == 10 else 0.1  # PyTorch divides by rise * total - 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total, pct_start=rise, cycle_momentum=False)
     for epoch in range(1, epochs + 1):
         model.train()
         for inputs, lengths, strings in train.batches(random_batches(train, steps, options.batch_size)):

@@ -137,10 +137,11 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
         sizes.append(f"{name} {len(corpus.sets[name].ids)} utterances, {minutes:.1f} minutes, {speakers} speakers")
     phones = np.bincount(corpus.sets[TEST].labels.numpy(), minlength=len(corpus.labels.phones))
     common, share = corpus.labels.phones[int(phones.argmax())], 1 - phones.max() / phones.sum()
-    known = set(corpus.speakers_of(TEST)) <= set(corpus.speakers_of(TRAIN))
+    known, tested = set(corpus.speakers_of(TRAIN)), set(corpus.speakers_of(TEST))
+    are = "those of" if tested <= known else "not in" if tested.isdisjoint(known) else "partly those of"
     speakers = (
         "Speaker tasks: features averaged over each utterance; equal error rate (EER) over pairs of test utterances; "
-        f"the test speakers are {'those of' if known else 'not in'} train."
+        f"the test speakers are {are} train."
     )
     if study.no_speakers:
         speakers = f"Speaker tasks: none ({study.no_speakers})."

@@ -3,7 +3,7 @@
 from downstream.probing.plan import Plan
 from downstream.probing.speaker_study import SCORES, Rate, SpeakerStudy
 from downstream.probing.speakers import DRAWS, MIN_LDA_SPEAKERS, repeats
-from downstream.probing.splits import DEV, TEST, TRAIN
+from downstream.probing.splits import SETS, TRAIN
 from downstream.probing.study import RANDOM
 from utils.audio.frames import frames_to_hours
 
@@ -34,19 +34,19 @@ def _systems(plan: Plan) -> list[tuple[str, str, list[int]]]:
 
 def _corpus_lines(study: SpeakerStudy) -> list[str]:
     corpus, sizes = study.corpus, []
-    for names in ((TRAIN, DEV), (TEST,)):
-        speakers = [speaker for name in names for speaker in corpus.speakers_of(name)]
-        minutes = 60 * frames_to_hours(sum(int(corpus.sets[name].log_mel.lengths.sum()) for name in names))
+    for name in SETS:
+        speakers = corpus.speakers_of(name)
+        minutes = 60 * frames_to_hours(int(corpus.sets[name].log_mel.lengths.sum()))
         sizes.append(f"{len(speakers)} utterances of {len(set(speakers))} speakers, {minutes:.1f} minutes")
     learns_from = "the training speakers who have two utterances or more"
     if len(repeats(corpus.speakers_of(TRAIN))) < MIN_LDA_SPEAKERS:
         learns_from = "the test speakers who are not in the trial, as too few training speakers have two utterances"
     return [
-        f"The models are trained on {sizes[0]}. The trials are {len(study.trials.is_same)} pairs of {sizes[1]}, none "
-        "of whom is in training; two utterances of one recording also share its conditions. Features are averaged over "
-        "each utterance, less the mean of training. Equal error rates (EER) in %, with 95 % intervals from "
-        f"{DRAWS} draws of the speakers; random APC: the mean over {len(study.seeds)} networks. LDA learns from "
-        f"{learns_from}.\n"
+        f"The models are trained on {sizes[0]}, and validated on {sizes[1]}. The trials are "
+        f"{len(study.trials.is_same)} pairs of {sizes[2]}, none of whom is in training; two utterances of one "
+        "recording also share its conditions. Features are averaged over each utterance, less the mean of training. "
+        f"Equal error rates (EER) in %, with 95 % intervals from {DRAWS} draws of the speakers; random APC: the mean "
+        f"over {len(study.seeds)} networks. LDA learns from {learns_from}.\n"
     ]
 
 

@@ -57,15 +57,22 @@ def identify(corpus: Corpus, features: FeatureSets, seed: int, options: ProbeOpt
 def make_trials(speakers: list[str], seed: int = 0, max_trials: int = MAX_TRIALS) -> Trials:
     """Make a trial of every pair of utterances, given their speakers; of `max_trials` random pairs if there are more.
 
+    Half of these are of one speaker, or all that there are: in a plain draw they would be few. The equal error rate
+    does not depend on their share.
+
     Raises:
         InputError: there is a single speaker, or no speaker has two utterances.
     """
     first, second = np.triu_indices(len(speakers), k=1)
-    if len(first) > max_trials:
-        kept = np.sort(np.random.default_rng(seed).choice(len(first), max_trials, replace=False))
-        first, second = first[kept], second[kept]
     numbers = np.unique(speakers, return_inverse=True)[1]
-    return _with_both_kinds(Trials(first, second, numbers[first] == numbers[second]), "the test set")
+    is_same = numbers[first] == numbers[second]
+    if len(first) > max_trials:
+        random = np.random.default_rng(seed)
+        same, others = (random.permutation(np.flatnonzero(is_same == kind)) for kind in (True, False))
+        same = same[: max(max_trials // 2, max_trials - len(others))]
+        kept = np.sort(np.concatenate([same, others[: max_trials - len(same)]]))
+        first, second, is_same = first[kept], second[kept], is_same[kept]
+    return _with_both_kinds(Trials(first, second, is_same), "the test set")
 
 
 def read_trials(path: Path, utterances: list[str]) -> Trials:
