@@ -7,9 +7,8 @@ The systems are named as in study.py.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +20,9 @@ from downstream.probing.features import FeatureSets
 from downstream.probing.scoring import equal_error_rate
 from downstream.probing.speakers import bootstrap_rates, make_trials, verification_scores
 from downstream.probing.splits import TEST
-from downstream.probing.study import RANDOM, import_for_workers
+from downstream.probing.study import RANDOM, MakeFeatures, Result, Task, missing_calls
 from utils.system.device import jobs_at_once
-from utils.system.files import read_json, remove_leftovers, write_json
+from utils.system.files import read_json, remove_leftovers
 from utils.system.workers import call_all
 
 SCORES = ("cosine", "lda")
@@ -72,19 +71,16 @@ class SpeakerStudy:
 
     def verify_log_mel(self) -> None:
         """Verify with averages of log Mel."""
-        if not self._path("log_mel", 0).exists():
-            self._verify("log_mel", 0, self.corpus.log_mel())
+        self._verify_missing("log_mel", [0], lambda layers: {0: self.corpus.log_mel()})
 
     def verify(self, system: str, layers: Sequence[int], make_model: Callable[[], APCModel]) -> None:
         """Verify with averages of a model's hidden states, for each layer without a result."""
-        if missing := [layer for layer in layers if not self._path(system, layer).exists()]:
-            features = self.corpus.hidden_states(make_model(), self.device, missing)
-            import_for_workers()
-            calls = [partial(self._verify, system, layer, features[layer]) for layer in missing]
-            call_all(calls, jobs_at_once(self.device))
-            for layer, score in itertools.product(missing, SCORES):
-                if rate := self.rate(system, layer, score):
-                    tqdm.write(f"speakers: {system}, layer {layer}, {score}: equal error rate {rate} %")
+        self._verify_missing(
+            system, layers, lambda missing: self.corpus.hidden_states(make_model(), self.device, missing)
+        )
+        for layer, score in itertools.product(layers, SCORES):
+            if rate := self.rate(system, layer, score):
+                tqdm.write(f"speakers: {system}, layer {layer}, {score}: equal error rate {rate} %")
 
     def rate(self, system: str, layer: int, score: str) -> Rate | None:
         """The equal error rate of one of SCORES, of RANDOM the mean over all seeds; None where it cannot be."""
@@ -92,15 +88,19 @@ class SpeakerStudy:
         found = [read_json(self._path(name, layer))[score] for name in systems]
         return None if None in found else Rate.mean(Rate(one["rate"], np.array(one["draws"])) for one in found)
 
-    def _verify(self, system: str, layer: int, features: FeatureSets) -> None:
-        result: dict[str, Any] = {"trials": len(self.trials.is_same)}
+    def _verify_missing(self, system: str, layers: Sequence[int], make_features: MakeFeatures) -> None:
+        tasks = [Task([self._path(system, layer)], layer, self._verify) for layer in layers]
+        call_all(missing_calls(tasks, make_features), jobs_at_once(self.device))
+
+    def _verify(self, features: FeatureSets) -> list[Result]:
+        result: Result = {"trials": len(self.trials.is_same)}
         speakers = self.corpus.speakers_of(TEST)
         for name, scores in verification_scores(self.corpus, features, self.trials).items():
             result[name] = None
             if scores is not None:
                 rate = equal_error_rate(scores, self.trials.is_same)
                 result[name] = {"rate": rate, "draws": bootstrap_rates(scores, self.trials, speakers).tolist()}
-        write_json(self._path(system, layer), result)
+        return [result]
 
     def _path(self, system: str, layer: int) -> Path:
         return self.directory / f"verification__{system}__{layer}.json"

@@ -142,7 +142,7 @@ class Study:
                 tasks.append(Task([path], layer, self._probe_speakers))
             if with_abx:
                 tasks.append(Task([self._abx_path(system, layer)], layer, self._abx))
-        self._compute(tasks, make_features)
+        call_all(missing_calls(tasks, make_features), jobs_at_once(self.device))  # one on each core of a CPU
         for layer, classifier in itertools.product(layers, classifiers):
             paths = [self._phones_path(system, layer, classifier, seed) for seed in seeds]
             errors = [read_json(path)["frame_error"] for path in paths]
@@ -159,7 +159,7 @@ class Study:
                 compute = partial(self._recognise, fraction, seed, system.encoder, system.layer)
                 tasks.append(Task(paths, system.layer, compute))
                 done += zip(names, itertools.repeat(system.layer), paths, strict=False)
-            calls.append(self._calls(tasks, system.make_features))
+            calls.append(missing_calls(tasks, system.make_features))
         by_size = itertools.chain.from_iterable(itertools.zip_longest(*calls))
         call_all([call for call in by_size if call], jobs_at_once(self.device))
         for name, layer, path in done:
@@ -193,19 +193,6 @@ class Study:
         """The errors of speaker tasks, 'cosine', 'lda' and 'identification'; empty where there are none."""
         path = self._speakers_path(f"{RANDOM}_seed{self.seeds[0]}" if system == RANDOM else system, layer)
         return read_json(path) if path.exists() else {}
-
-    def _compute(self, tasks: Sequence[Task], make_features: MakeFeatures) -> None:
-        """Do the tasks without results, one on each core of a CPU, and write these."""
-        call_all(self._calls(tasks, make_features), jobs_at_once(self.device))
-
-    def _calls(self, tasks: Sequence[Task], make_features: MakeFeatures) -> list[Callable[[], None]]:
-        """Functions that do the tasks without results; the features are made only if one is missing."""
-        missing = [task for task in tasks if not task.paths[-1].exists()]
-        if not missing:
-            return []
-        import_for_workers()
-        features = make_features(sorted({task.layer for task in missing}))
-        return [partial(task.do, features[task.layer]) for task in missing]
 
     def _classify(self, classifier: str, seed: int, features: FeatureSets) -> list[Result]:
         return [classify_phones(self.corpus, features, classifier, seed, self.options.probe, self.device)]
@@ -254,7 +241,17 @@ class Study:
         return self.directory / f"recognition__{system}__{layer}__{fraction:g}__seed{seed}.json"
 
 
-def import_for_workers() -> None:
+def missing_calls(tasks: Sequence[Task], make_features: MakeFeatures) -> list[Callable[[], None]]:
+    """Functions that do the tasks without results; the features are made only if one is missing."""
+    missing = [task for task in tasks if not task.paths[-1].exists()]
+    if not missing:
+        return []
+    _import_for_workers()
+    features = make_features(sorted({task.layer for task in missing}))
+    return [partial(task.do, features[task.layer]) for task in missing]
+
+
+def _import_for_workers() -> None:
     """Import what probes would import, two seconds' worth, once, before processes are forked."""
     import sklearn.discriminant_analysis
     import sklearn.preprocessing  # noqa: F401
