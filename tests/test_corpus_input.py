@@ -4,18 +4,23 @@ import errno
 import lzma
 import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from preparing_runs import content, prepare, prepare_audio
 
 from downstream.probing.labels import read_labels
-from utils.corpus.prepared import load_lengths
+from utils.corpus.prepared import load_lengths, load_tensor
 from utils.corpus.sources import ArchiveSource
 from utils.kaldi.write_archives import write_ark
 from utils.system.errors import InputError
 
+ROOT = Path(__file__).resolve().parent.parent
 RATE = 16000
 FORMATS = [
     ("wav", "WAV"), ("wav", "NIST"), ("sph", "NIST"), ("au", "AU"), ("aiff", "AIFF"), ("caf", "CAF"),
@@ -27,7 +32,8 @@ def write(path, seconds=3.0, form=None, seed=0):
     """Noise in an audio file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = np.random.default_rng(seed).normal(0, 0.1, int(seconds * RATE))
-    soundfile.write(path, samples, RATE, format=form, subtype="OPUS" if path.suffix == ".opus" else None)
+    is_opus = path.suffix == ".opus"
+    soundfile.write(path, samples, RATE, format="OGG" if is_opus else form, subtype="OPUS" if is_opus else None)
     return path
 
 
@@ -71,6 +77,55 @@ def test_a_wav_of_unknown_length_is_read_and_listed(tmp_path):
     out = prepare_audio(tmp_path / "a", tmp_path / "out", "--norm", "none")
     assert load_lengths(out) == {"s-1-1": 298}
     assert "does not say how long it is" in (out / "shorter.txt").read_text()
+
+
+def test_an_mp3_that_records_no_length_is_listed(tmp_path):
+    path = write(tmp_path / "a" / "s-1-1.mp3")
+    content = path.read_bytes()
+    start = content.index(b"Info") if b"Info" in content else content.index(b"Xing")
+    path.write_bytes(content[:start] + bytes(4) + content[start + 4 :])
+    tagged = write(tmp_path / "a" / "s-1-2.mp3")
+    tagged.write_bytes(b"ID3\x04\x00\x00\x00\x00\x20\x00" + bytes(4096) + tagged.read_bytes())
+    out = prepare_audio(tmp_path / "a", tmp_path / "out", "--norm", "none")
+    assert "s-1-1.mp3: its header does not say how long it is" in (out / "shorter.txt").read_text()
+    assert "s-1-2" not in (out / "shorter.txt").read_text() and len(load_lengths(out)) == 2
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "opus"])
+def test_two_ogg_files_in_one_and_a_cut_last_page_are_errors(tmp_path, suffix):
+    first, second = (write(tmp_path / f"{n}.{suffix}", seed=n).read_bytes() for n in (1, 2))
+    (tmp_path / "a").mkdir()
+    for stream in (first + second, first[:-100]):
+        (tmp_path / f"a/s-1-1.{suffix}").write_bytes(stream)
+        with pytest.raises(InputError, match="its stream does not end at the end of the file"):
+            prepare_audio(tmp_path / "a", tmp_path / "out", "--norm", "none")
+
+
+@pytest.mark.parametrize("norm", ["none", "utterance", "global"])
+def test_of_a_recording_of_any_length_the_first_frames_are_taken(tmp_path, norm, monkeypatch):
+    write(tmp_path / "a" / "s-1-1.wav", 70)
+    options = "--norm", norm, "--max_seq_len", "300"
+    whole = prepare_audio(tmp_path / "a", tmp_path / "whole", *options[:2], "--max_seq_len", "7000")
+    monkeypatch.setattr("utils.audio.waveforms.MAX_SECONDS", 65)
+    out = prepare_audio(tmp_path / "a", tmp_path / "out", *options)
+    frames, expected = (load_tensor(directory / "s-1-1.pt") for directory in (out, whole))
+    assert load_lengths(out) == {"s-1-1": 300} and torch.equal(frames, expected[:300])
+
+
+def test_names_that_are_no_text_are_told_in_replacement_characters(tmp_path):
+    write(tmp_path / "a" / "s-1-1.wav")
+    (tmp_path / "a" / os.fsdecode(b"LEEME.espa\xf1ol")).touch()
+    command = [sys.executable, "prepare_data.py", "--data", tmp_path / "a", "--save_dir", tmp_path / "out"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    ran = subprocess.run([*command, "--norm", "none"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0 and "1 .espa\N{REPLACEMENT CHARACTER}ol" in ran.stdout, ran.stderr
+
+
+def test_advice_on_one_id_of_two_files_is_what_helps(tmp_path):
+    write(tmp_path / "a" / "x" / "a.wav")
+    write(tmp_path / "a" / "x" / "a.flac")
+    with pytest.raises(InputError, match="both utterance x-a; rename one, or give files of one format only"):
+        prepare_audio(tmp_path / "a", tmp_path / "out")
 
 
 def test_linked_directories_are_read_once_and_loops_end(tmp_path, capsys):

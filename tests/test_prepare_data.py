@@ -1,5 +1,6 @@
 """Facts about preparing: text archives become exactly the numbers they hold, and nothing half done is left."""
 
+import contextlib
 import gzip
 import lzma
 import os
@@ -12,7 +13,9 @@ import pytest
 import torch
 from preparing_runs import ROOT, content, prepare, run_to_death
 
+from utils.corpus.normalization import Normalizer
 from utils.corpus.prepared import load_lengths, load_tensor
+from utils.kaldi.write_archives import write_ark
 from utils.system.errors import InputError
 from utils.system.workers import ordered_map
 
@@ -160,6 +163,21 @@ def test_a_bomb_stops_at_the_limit_of_an_utterance(archive, tmp_path):
     bomb = compressor.compress(b"a-1-1\n") + b"".join(compressor.compress(b"1 1 1 " * (1 << 20)) for _ in range(16))
     with pytest.raises(InputError, match="utterance a-1-1 has more than 64 MiB"):
         prepare(archive(bomb + compressor.flush(), "bomb.xz"), tmp_path / "out", "--on_error", "skip")
+
+
+def test_an_archive_that_an_scp_points_to_is_told_from_another_of_its_size(tmp_path):
+    random = np.random.default_rng(0)
+    for told in (contextlib.nullcontext(), pytest.raises(InputError, match="made from other archives")):
+        write_ark(tmp_path / "f.ark", [("a-1-1", random.normal(size=(9, 3)).astype(np.float32))])
+        with told:
+            prepare(tmp_path / "f.scp", tmp_path / "out")
+
+
+def test_statistics_of_any_number_of_speakers_are_read_again(tmp_path):
+    one = np.random.default_rng(0).normal(size=80), np.ones(80)
+    Normalizer("speaker-mean", "a map", {f"s{n}": one for n in range(40_000)}).save(tmp_path / "normalization.json")
+    assert (tmp_path / "normalization.json").stat().st_size > 64 << 20
+    assert len(Normalizer.load(tmp_path).statistics) == 40_000
 
 
 def test_a_directory_of_another_job_is_refused_unless_told(archive, tmp_path):

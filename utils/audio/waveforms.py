@@ -25,10 +25,11 @@ UNKNOWN_FRAMES = (1 << 63) - 1  # of a FLAC that was written to a pipe
 INEXACT_SEEKING = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "OPUS")  # their frames need those before them
 TOLERATED_SECONDS = 1  # that a header may promise, or a segment ask for, beyond what is there
 NIST_HEADER_BYTES = 1024
+ID3_HEADER_BYTES, MPEG_FRAME_BYTES = 10, 2048  # the frame is shorter
 # What libsndfile's log says of WAV and CAF (data), W64 (riff), RF64 (Riff size), AU (Data Size) and AIFF (SSND).
 _CLAIMED = re.compile(r"^\s*(?:data|riff|Riff size|Data Size|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _NO_LENGTH = re.compile(r"^\s*Data Size\s*: -1$", re.MULTILINE)
-_NO_END = re.compile(r"lacks an end-of-stream bit")  # Ogg
+_NO_END = re.compile(r"lacks an end-of-stream bit|Junk after the last page")  # Ogg
 _NIST_SAMPLES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 
 
@@ -210,7 +211,7 @@ def _check_length(audio: soundfile.SoundFile) -> str | None:
     Raises InputError if it lacks more than a second, or more than half, or an Ogg stream has no end.
     """
     if _NO_END.search(audio.extra_info):
-        raise InputError("truncated file: the end of its stream is missing")
+        raise InputError("truncated file, or several in one: its stream does not end at the end of the file")
     promised = _promised_frames(audio)
     if promised is None or audio.frames == UNKNOWN_FRAMES:
         return "its header does not say how long it is"
@@ -225,6 +226,8 @@ def _promised_frames(audio: soundfile.SoundFile) -> int | None:
     if audio.format == "NIST":
         samples = _NIST_SAMPLES.search(os.pread(audio.name, NIST_HEADER_BYTES, 0))  # opened by its descriptor
         return int(samples[1]) if samples else None
+    if audio.subtype.startswith("MPEG") and not _has_mpeg_length(audio.name):
+        return None  # libsndfile guesses it, from the size of the first frame
     if _NO_LENGTH.search(audio.extra_info):
         return None
     claimed = _CLAIMED.search(audio.extra_info)
@@ -234,3 +237,12 @@ def _promised_frames(audio: soundfile.SoundFile) -> int | None:
     if promised == 0 or promised >= STREAMED_BYTES:
         return None
     return round(audio.frames * promised / max(1, there))
+
+
+def _has_mpeg_length(descriptor: int) -> bool:
+    """Whether an .mp3 has a frame that tells its length, the first after a tag."""
+    head = os.pread(descriptor, ID3_HEADER_BYTES, 0)
+    start = 0
+    if head.startswith(b"ID3"):  # a size of four times seven bits
+        start = ID3_HEADER_BYTES + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
+    return any(name in os.pread(descriptor, MPEG_FRAME_BYTES, start) for name in (b"Xing", b"Info", b"VBRI"))

@@ -212,10 +212,7 @@ class AudioSource(Source):
         return {"audio": audio, "channel": channel, "resample": resample, **self.front_end.describe()}
 
     def warnings(self) -> list[str]:
-        lines = list(self.notes)
-        if any(file.location.lower().endswith(".mp3") for file in self.files):
-            lines.append("an .mp3 may promise no length: whether one is truncated cannot always be known")
-        return [*lines, describe_not_read(self.not_read)] if self.not_read else lines
+        return [*self.notes, describe_not_read(self.not_read)] if self.not_read else list(self.notes)
 
 
 def describe_not_read(not_read: Counter[str]) -> str:
@@ -266,7 +263,8 @@ def _id_of(entry: Entry, rule: str | None) -> str:
 
 def _check_ids(entries: list[Entry], ids: list[str]) -> None:
     """Raise InputError where an id is none or that of two entries, or a format is unknown; lists them all."""
-    problems, first = [], {}
+    problems: list[str] = []
+    first: dict[str, Entry] = {}
     for utterance, entry in zip(ids, entries, strict=True):
         if entry.path.suffix.lower() in CONVERTIBLE_SUFFIXES:
             problems.append(f"{entry.place}: {entry.path.name} cannot be read: convert it ({CONVERT})")
@@ -274,9 +272,10 @@ def _check_ids(entries: list[Entry], ids: list[str]) -> None:
             check_utterance_id(utterance, entry.place)
         except InputError as error:
             problems.append(str(error))
-        if (place := first.setdefault(utterance, entry.place)) is not entry.place:
-            how = "--utterance_id path names them apart" if Path(place).stem == Path(entry.place).stem else "rename one"
-            problems.append(f"{place} and {entry.place} are both utterance {one_line(utterance, 80)}; {how}")
+        if (other := first.setdefault(utterance, entry)) is not entry:
+            differ = _id_of(other, BY_PATH) != _id_of(entry, BY_PATH)
+            how = "--utterance_id path names them apart" if differ else "rename one, or give files of one format only"
+            problems.append(f"{other.place} and {entry.place} are both utterance {one_line(utterance, 80)}; {how}")
     raise_problems(problems)
 
 

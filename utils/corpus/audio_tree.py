@@ -9,7 +9,8 @@ from pathlib import Path
 from utils.corpus.audio_source import DEFAULT_OPTIONS, AudioOptions, AudioSource, Entry, describe_not_read
 from utils.system.errors import InputError
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".wave", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".sph")
+AUDIO_SUFFIXES = (".flac", ".wav", ".wave", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd")
+AUDIO_SUFFIXES += (".caf", ".sph", ".nist", ".w64", ".rf64")
 
 
 def find_audio(paths: list[Path], options: AudioOptions = DEFAULT_OPTIONS) -> AudioSource:

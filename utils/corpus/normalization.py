@@ -19,6 +19,7 @@ UNBIASED = "-unbiased"  # at the end of a mode: the variance is divided by the n
 _MODES_OF_UTTERANCES = ("utterance", "utterance-mean", f"utterance{UNBIASED}")
 MODES = ("speaker", "speaker-mean", *_MODES_OF_UTTERANCES, "global", "global-mean", "none")
 NORMALIZATION_FILE = "normalization.json"
+MAX_BYTES = 1 << 31  # of it: some 3 KB a speaker
 MIN_RELATIVE_VARIANCE = 1e-10  # below it a bin is constant but for rounding
 FEW_FRAMES = FRAMES_PER_SECOND  # a mean over fewer is the mean of a sound more than of a speaker
 
@@ -146,7 +147,7 @@ class Normalizer:
 
     def save(self, path: Path) -> None:
         """Write normalization.json."""
-        write_json(path, self.to_json())
+        write_json(path, self.to_json(), indent=None)
 
     @classmethod
     def load(cls, path: str | Path) -> "Normalizer":
@@ -155,7 +156,7 @@ class Normalizer:
         path = path / NORMALIZATION_FILE if path.is_dir() else path
         if not path.is_file():
             raise InputError(f"{path} does not exist")
-        return cls.from_json(read_json(path), path)
+        return cls.from_json(read_json(path, MAX_BYTES), path)
 
     @classmethod
     def from_json(cls, content: Any, location: str | Path) -> "Normalizer":

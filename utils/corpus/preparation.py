@@ -4,11 +4,13 @@ Where frames are scaled by statistics of the corpus, a first pass gathers them (
 tensors. Audio is thus read twice: that costs time, and saves a copy of the whole corpus on the disk.
 """
 
+import contextlib
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from utils.corpus.normalization import NORMALIZATION_FILE, Normalizer
@@ -40,15 +42,32 @@ class Summary(NamedTuple):
 
 def write_tensor(utterance: Utterance, directory: Path, max_seq_len: int) -> dict[str, Any]:
     """Write the tensor (max_seq_len, mel_dim) of an utterance; returns the facts to record. Raises InputError."""
-    frames = utterance.load()  # (frames, mel_dim)
-    length, mel_dim = min(len(frames), max_seq_len), frames.shape[1]
+    frames, is_truncated = first_frames(utterance, max_seq_len)
+    length, mel_dim = frames.shape
     if mel_dim > MAX_MEL_DIM:
         raise utterance.error(f"{mel_dim} numbers are not a frame (at most {MAX_MEL_DIM})")
     padded = torch.zeros(max_seq_len, mel_dim)
-    padded[:length] = torch.from_numpy(frames[:length])
+    padded[:length] = torch.from_numpy(frames)
     save_tensor(directory / f"{utterance.id}{TENSOR_SUFFIX}", padded)
-    truncated = len(frames) > max_seq_len
-    return {"frames": length, "mel_dim": mel_dim, "truncated": truncated, "remark": utterance.remark()}
+    return {"frames": length, "mel_dim": mel_dim, "truncated": is_truncated, "remark": utterance.remark()}
+
+
+def first_frames(utterance: Utterance, most: int) -> tuple[np.ndarray, bool]:
+    """The first frames of an utterance, (frames, mel_dim), `most` at most, and whether there are more.
+
+    A long recording is read in blocks, and only as far as that.
+    """
+    if utterance.long_frames() is None:
+        frames = utterance.load()
+        return frames[:most], len(frames) > most
+    taken: list[np.ndarray] = []
+    with contextlib.closing(utterance.blocks()) as blocks:
+        for block in blocks:
+            taken.append(block)
+            if sum(map(len, taken)) > most:
+                break
+    frames = np.concatenate(taken)
+    return frames[:most], len(frames) > most
 
 
 def prepare(

@@ -1,5 +1,6 @@
 """Where utterances come from: Kaldi archives, a tree of audio files, or a prepared directory."""
 
+import contextlib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from utils.corpus.speakers import FROM_IDS, Speakers
 from utils.corpus.utterance import BadUtterance, Utterance
 from utils.kaldi.matrices import BinaryMatrix, TextMatrix, Unreadable
 from utils.kaldi.read_archives import archive_path, check_no_command, scan_archive
-from utils.system.errors import InputError
+from utils.system.errors import InputError, one_line
 from utils.system.reading import exists, open_regular, read_bytes, reading
 
 FINGERPRINT_BYTES = 1 << 20  # at each end of a file
@@ -186,26 +187,36 @@ class PreparedSource(Source):
 
 
 def _describe_archive(name: Path) -> dict[str, Any]:
-    """Name, size and a digest of both ends; of an .scp also what it points to, and its entries are checked."""
+    """Name, size and a digest of both ends, of an .scp also of what it points to; its entries are checked."""
     path, form = archive_path(name)
     check_no_command(str(path), "input")
-    with reading(path), open_regular(path) as file:
-        digest = hashlib.sha256(file.read(FINGERPRINT_BYTES))
-        size = path.stat().st_size
-        file.seek(max(0, size - FINGERPRINT_BYTES))
-        digest.update(file.read(FINGERPRINT_BYTES))
-    description = {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
+    digest = hashlib.sha256()
+    size = _add_ends(path, digest)
+    description: dict[str, Any] = {"name": path.name, "bytes": size}
     if form == "scp":
         arks = {Path(entry.matrix.path) for entry in scan_archive(name) if isinstance(entry.matrix, BinaryMatrix)}
-        description["points_to_bytes"] = sum(ark.stat().st_size for ark in arks if exists(ark) and ark.is_file())
-    return description
+        description["points_to_bytes"] = 0
+        for ark in sorted(arks):
+            with contextlib.suppress(InputError):  # reading its utterances says what is wrong
+                description["points_to_bytes"] += _add_ends(ark, digest) if exists(ark) and ark.is_file() else 0
+    return description | {"sha256": digest.hexdigest()}
+
+
+def _add_ends(path: Path, digest: "hashlib._Hash") -> int:
+    """Add both ends of a file to a digest; returns its size."""
+    with reading(path), open_regular(path) as file:
+        size = path.stat().st_size
+        digest.update(file.read(FINGERPRINT_BYTES))
+        file.seek(max(0, size - FINGERPRINT_BYTES))
+        digest.update(file.read(FINGERPRINT_BYTES))
+    return size
 
 
 def closing_lines(source: Source, save_dir: Path) -> list[str]:
     """What people should know of the input when a job is done."""
-    remarks = save_dir / REMARKS_FILE
-    if not remarks.exists():
-        return source.warnings()
-    count = len(remarks.read_bytes().splitlines())
-    files = f"{count} files shorter than their headers, of unknown length, silent or of zero variance"
-    return [f"{files}: {remarks} lists them", *source.warnings()]
+    lines, remarks = source.warnings(), save_dir / REMARKS_FILE
+    if remarks.exists():
+        count = len(remarks.read_bytes().splitlines())
+        files = f"{count} files shorter than their headers, of unknown length, silent or of zero variance"
+        lines.insert(0, f"{files}: {remarks} lists them")
+    return [one_line(line, 1000) for line in lines]  # names of files may not be text

@@ -148,17 +148,17 @@ def lock_directory(directory: Path, what: str, check: Callable[[], None] = lambd
             raise
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, indented and whole."""
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write JSON, whole."""
     with atomic_write(path) as file:
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
         file.write(text.encode("utf-8", "surrogatepass"))  # names of files may not be UTF-8; read_json reads them back
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON object. Raises InputError if the file is missing, over 64 MiB, damaged, or holds something else."""
+def read_json(path: Path, most: int = MAX_JSON_BYTES) -> dict:
+    """Read a JSON object. Raises InputError if the file is missing, too large, damaged, or holds something else."""
     try:
-        content = json.loads(read_bytes(path, MAX_JSON_BYTES))
+        content = json.loads(read_bytes(path, most))
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
