@@ -121,12 +121,13 @@ class APCModel(nn.Module):
         predicted = None
         if self.postnet is not None:
             predicted = self.postnet.layer.bias.expand(batch * seq_len, -1)  # (batch * seq_len, mel_dim)
-            predicted = predicted.index_copy(0, packing.index, self.postnet(outputs[-1])).view(batch, seq_len, -1)
+            made = self.postnet(outputs[-1]).to(predicted.dtype)  # autocast's may differ
+            predicted = predicted.index_copy(0, packing.index, made).view(batch, seq_len, -1)
         feats = inputs.new_zeros(len(outputs), batch * seq_len, self.rnn_config.hidden_size)
         if self.prenet is not None:
             feats[0] = self.prenet(inputs.new_zeros(self.mel_dim))
         for number, output in enumerate(outputs):
-            feats[number].index_copy_(0, packing.index, output.to(feats.dtype))  # autocast's may differ
+            feats[number].index_copy_(0, packing.index, output.to(feats.dtype))
         return predicted, feats.view(len(outputs), batch, seq_len, -1)
 
     @torch.no_grad()

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 _utils = sys.modules.get("utils")  # a name that others use, too
-if _utils is not None and Path(__file__).parent not in Path(getattr(_utils, "__file__", None) or "/").parents:
+_path = Path(getattr(_utils, "__file__", None) or "/").resolve()
+if _utils is not None and Path(__file__).resolve().parent not in _path.parents:
     raise ImportError(f"another package named utils is loaded ({_utils}): load this repository before it")
 
 import torch  # noqa: E402
@@ -16,7 +17,7 @@ import torch  # noqa: E402
 from apc_model import APCModel  # noqa: E402
 from load_pretrained_model import BUNDLED, load_pretrained  # noqa: E402
 
-dependencies = ["torch", "numpy"]
+dependencies = ["torch", "numpy", "safetensors"]
 
 
 def apc(checkpoint: str | Path = BUNDLED, **options: Any) -> APCModel:

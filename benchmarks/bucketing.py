@@ -51,7 +51,7 @@ def main() -> None:
         "validation_loss": round(reached, 4),
         "orders": {
             order: {
-                "seconds_an_epoch": round(statistics.median(h[-1][0] / len(h) for h in histories), 2),
+                "seconds_an_epoch": round(statistics.median(h[-1][0] / (len(h) - 1) for h in histories), 2),
                 "seconds_to_loss": round(statistics.median(seconds_to(h, reached) for h in histories), 2),
                 "final_losses": [round(h[-1][1], 4) for h in histories],
             }

@@ -94,7 +94,7 @@ def step_seconds(directory: Path, args: argparse.Namespace, processes: int, thre
         "librispeech_path": directory, "train_split": "train", "val_split": "dev", "store_path": directory / "logs",
         "experiment_name": "speed", "epochs": 1, "batch_size": args.batch_size, "load_data_workers": 1,
         "rnn_hidden_size": args.hidden_size, "rnn_num_layers": args.num_layers, "device": "cpu",
-        "precision": args.precision,
+        "precision": args.precision, "rnn_type": getattr(args, "rnn_type", "gru"),
     }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", TRAIN]
     command += [part for name, value in arguments.items() for part in (f"--{name}", str(value))]

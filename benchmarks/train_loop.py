@@ -27,6 +27,8 @@ PARTS = "forward and loss", "backward", "clipping", "Adam"
 
 def main() -> None:
     args = parse_arguments(__doc__.splitlines()[0], 400, add_options)
+    if args.ragged:
+        raise SystemExit("train_loop.py: all its utterances are of one length; --ragged is for train_step.py")
     parts, loop = [], []
     with tempfile.TemporaryDirectory() as directory:
         prepare(Path(directory), args)

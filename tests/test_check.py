@@ -1,6 +1,8 @@
 """Facts about --check: it tells whether data fit a model, by losses that are those of the objective."""
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,27 @@ def test_its_errors_are_the_losses_of_training_and_of_plain_predictions(checkpoi
     assert errors.persistence == pytest.approx((targets - torch.cat([x[:-3] for x in kept])).abs().mean().item())
     assert errors.mean == pytest.approx((targets - mean).abs().mean().item())
     assert errors.share == pytest.approx(lengths.sum().item() / (4 * 1600))
+
+
+def test_a_map_of_speakers_is_for_the_frames_that_are_scaled_by_speaker(checkpoint, tmp_path, capsys):
+    (tmp_path / "utt2spk").write_text("".join(f"{path.stem} one\n" for path in AUDIO.glob("dev/*.flac")))
+    options = ["--checkpoint", str(checkpoint), "--check", str(AUDIO / "dev"), "--utt2spk", str(tmp_path / "utt2spk")]
+    main(options)
+    assert capsys.readouterr().out.count("front end ") >= len(FRONT_ENDS)
+    with pytest.raises(InputError, match="a map of speakers is for --norm speaker, but --norm is utterance"):
+        main([*options, "--norm", "utterance"])
+
+
+def test_standard_input_is_read_once(checkpoint):
+    command = [sys.executable, ROOT / "load_pretrained_model.py", "--checkpoint", checkpoint, "--check", "-"]
+    with next(AUDIO.glob("dev/*.flac")).open("rb") as file:
+        ran = subprocess.run(command, stdin=file, capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout.count("front end ") >= len(FRONT_ENDS), ran.stderr
+
+
+def test_frames_that_never_change_have_no_lowest_ratio(checkpoint):
+    errors = prediction_errors(load_pretrained(checkpoint), [np.zeros((50, 80), np.float32)])
+    assert errors.persistence == 0 and errors.ratio == float("inf")
 
 
 def test_a_model_that_predicts_nothing_is_refused(checkpoint, tmp_path):

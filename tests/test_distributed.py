@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,9 +19,14 @@ from hypothesis import strategies as st
 from training_runs import MEL, SEQ, TOO_LARGE, curves
 from training_runs import train as train_here
 
+from apc_model import APCModel
+from datasets import BatchReader, LibriSpeech
+from utils import RNNConfig
 from utils.corpus.batch_order import BatchOrder, deal
 from utils.corpus.prepared import load_tensor, save_tensor
 from utils.training.distributed import Ranks
+from utils.training.objective import Objective
+from utils.training.validation import _sums
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 4  # of 5 steps: 20 steps, of which every fifth has a batch of one utterance
@@ -115,6 +121,19 @@ def test_resumed_by_another_number_of_processes_it_goes_on_the_same(alone, tmp_p
         assert_done(train(size, options, tmp_path))
     assert_alike(what_is_in(tmp_path), alone)
     assert json.loads((tmp_path / "logs/foo.dir/config.json").read_text())["num_processes"] == 3
+
+
+def test_processes_with_batches_of_other_sizes_validate_every_utterance_once(tmp_path):
+    """As where one of several GPUs has less memory left."""
+    dev = LibriSpeech(make_prepared(tmp_path / "dev", [30, 12, 4, 9, 21, 8, 27, 16, 2], SEQ, MEL))
+    objective = Objective(APCModel(MEL, None, RNNConfig(MEL, 8, 1, 0.0, True)), 1, "masked").eval()
+
+    def sums(rank, size, batch_size):
+        ranks = SimpleNamespace(rank=rank, size=size, device=torch.device("cpu"))
+        with BatchReader() as reader, torch.no_grad():
+            return _sums(objective, dev, reader, ranks, SimpleNamespace(signum=None), batch_size)
+
+    torch.testing.assert_close(sums(0, 2, 4) + sums(1, 2, 1), sums(0, 1, 4))
 
 
 def assert_stopped(first, *others):

@@ -24,7 +24,10 @@ def test_torch_hub_gives_the_model_ready_for_use_from_another_directory(tmp_path
     model = make_model()
     checkpoint = tmp_path / "bs32-rhl3-rhs12-rd0-adam-res-ts3.pt"
     torch.save(model.state_dict(), checkpoint)
-    command = [sys.executable, "-c", CODE, ROOT, checkpoint, tmp_path / "feats.pt"]
+    link = tmp_path / "link"
+    link.symlink_to(ROOT)
+    code = f"import sys\nsys.path.insert(0, {str(link)!r})\nimport utils\n{CODE}"  # the same one by another path
+    command = [sys.executable, "-c", code, ROOT, checkpoint, tmp_path / "feats.pt"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     feats = torch.load(tmp_path / "feats.pt", weights_only=True)

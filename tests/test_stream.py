@@ -57,6 +57,15 @@ def test_features_are_those_of_the_whole_however_the_stream_is_cut(rnn_type, pre
 
 
 @pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_stream_may_be_under_autocast(rnn_type, batch):
+    model, frames = make_models(rnn_type)[0].eval(), torch.randn(batch, 9, MEL)
+    with torch.autocast("cpu", torch.bfloat16):
+        feats, _ = streamed(model, frames, [3, 1, 1, 4])
+    torch.testing.assert_close(feats.float(), offline(model, frames), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
 def test_a_state_can_be_saved_and_gone_back_to(rnn_type):
     model = make_models(rnn_type)[0].eval()
     frames = torch.randn(2, 20, MEL)

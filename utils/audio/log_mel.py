@@ -99,6 +99,12 @@ def log_mel(
     return frames
 
 
+def check_type(waveform: np.ndarray) -> None:
+    """Raise InputError for samples that are neither floating point nor int16."""
+    if waveform.dtype != np.int16 and not np.issubdtype(waveform.dtype, np.floating):
+        raise InputError(f"a waveform is floating point in [-1, 1] or int16, not {waveform.dtype}")
+
+
 def _in_int16_range(waveform: np.ndarray) -> np.ndarray:
     """(samples,) float32 in the range of int16, as Kaldi has them."""
     waveform = np.asarray(waveform)
@@ -106,8 +112,7 @@ def _in_int16_range(waveform: np.ndarray) -> np.ndarray:
         raise InputError(f"a waveform has the shape (samples,), not {waveform.shape}")
     if waveform.dtype == np.int16:
         return waveform.astype(np.float32)
-    if not np.issubdtype(waveform.dtype, np.floating):
-        raise InputError(f"a waveform is floating point in [-1, 1] or int16, not {waveform.dtype}")
+    check_type(waveform)
     samples = waveform.astype(np.float32) * np.float32(INT16_SCALE)
     if not np.isfinite(samples).all():
         raise InputError("a sample of the waveform is NaN or infinite")

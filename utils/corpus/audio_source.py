@@ -192,6 +192,11 @@ class AudioSource(Source):
         """That of all its files."""
         return self.options.front_end
 
+    def made_by(self, front_end: FrontEnd) -> "AudioSource":
+        """The same audio, its frames made by another front end."""
+        files = [replace(file, front_end=front_end) for file in self.files]
+        return replace(self, files=files, options=self.options._replace(front_end=front_end))
+
     @property
     def frame_spec(self) -> FrameSpec:
         return replace(FrameSpec.of_front_end(self.front_end), norm="none")

@@ -183,6 +183,12 @@ def _resample(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
         raise InputError(f"the sample rate is {sample_rate} Hz: the bins above {sample_rate / 2:g} Hz would be empty")
     import soxr
 
+    from utils.audio.log_mel import check_type
+
+    waveform = np.asarray(waveform)
+    check_type(waveform)
+    if waveform.dtype not in (np.int16, np.float64):
+        waveform = waveform.astype(np.float32)  # soxr takes no half precision
     return soxr.resample(waveform, sample_rate, SAMPLE_RATE)
 
 

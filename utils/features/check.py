@@ -5,6 +5,7 @@ with another front end or normalisation that ratio is higher. Errors are means o
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from utils.corpus.arguments import audio_options, choose_scaling
 from utils.corpus.audio_source import AudioSource
 from utils.corpus.find_source import find_source
 from utils.corpus.frame_spec import FrameSpec
+from utils.corpus.normalization import scope
 from utils.corpus.passes import Pass
 from utils.corpus.scaling import Scaling, find_normalizer, scaled
 from utils.corpus.sources import Source
@@ -69,7 +71,7 @@ class Errors(NamedTuple):
     @property
     def ratio(self) -> float:
         """The model's error in that of repeating the present frame."""
-        return self.model / self.persistence
+        return self.model / self.persistence if self.persistence else math.inf  # of frames that never change
 
 
 @torch.no_grad()
@@ -134,10 +136,13 @@ def check(model: "APCModel", args: argparse.Namespace) -> None:
         InputError: bad input, or a model that predicts nothing.
     """
     found, own = {}, model.frame_spec
-    for spec in _candidates(own, args):
-        source = find_source(args.check, audio_options(args, spec))
+    data = find_source(args.check, audio_options(args, own))
+    candidates = _candidates(own, args, data)
+    for spec in candidates:
+        source = data.made_by(audio_options(args, spec).front_end) if isinstance(data, AudioSource) else data
         check_frame_size(source, model.mel_dim)
-        scaling = choose_scaling(args, source, spec)
+        takes_map = len(candidates) == 1 or scope(spec.norm or source.front_end.norm) == "speaker"
+        scaling = choose_scaling(args if takes_map else _without_map(args), source, spec)
         made = scaling.frame_spec(source)
         is_own = made.is_known and own.is_known and not made.differences(own)
         errors = prediction_errors(model, _read(source, scaling, args.on_error == "skip"))
@@ -148,14 +153,19 @@ def check(model: "APCModel", args: argparse.Namespace) -> None:
         print(f"the author's, with padding: {losses[0]} in training on train-clean-360, {losses[1]} on dev-clean")
 
 
-def _candidates(own: FrameSpec, args: argparse.Namespace) -> list[FrameSpec]:
+def _candidates(own: FrameSpec, args: argparse.Namespace, data: Source) -> list[FrameSpec]:
     """How frames may have been made: in one way where the options say it or the data are no audio."""
     is_told = (args.front_end, args.dither, args.norm, args.norm_from) != (None, None, None, None)
-    if is_told or not isinstance(find_source(args.check, audio_options(args)), AudioSource):
+    if is_told or not isinstance(data, AudioSource):
         return [own]
     named = [FrameSpec.of_front_end(front_end) for front_end in FRONT_ENDS.values()]
     is_other = own.is_known and all(own.differences(spec) for spec in named)
     return [own, *named] if is_other else named
+
+
+def _without_map(args: argparse.Namespace) -> argparse.Namespace:
+    """The options without a map of speakers, for frames that are not scaled by speaker."""
+    return argparse.Namespace(**vars(args) | {"utt2spk": None, "spk2utt": None})
 
 
 def _read(source: Source, scaling: Scaling, skip_errors: bool) -> list[np.ndarray]:

@@ -41,16 +41,25 @@ def run_layer(
 
 def _step(rnn: nn.GRU | nn.LSTM, x: Tensor, state: State) -> State:
     """The state after one frame of each sequence, x (batch, input_size), given the state before it."""
-    w_ih, w_hh, b_ih, b_hh = weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0
+    weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0
     if x.device.type != "cpu" or len(x) > FEW_ROWS:
         # oneDNN, which runs a whole LSTM on a CPU, reorders the weights at every call: three times the work of a step
         state = torch.lstm_cell(x, state, *weights) if len(state) == 2 else (torch.gru_cell(x, state[0], *weights),)
         return tuple(state)
+    with torch.autocast("cpu", enabled=False):  # as in packed_rnn: a step computes in the type of the weights
+        x, *state = (values.to(weights[0].dtype) for values in (x, *state))
+        return _step_of_few(weights, x, tuple(state))
+
+
+def _step_of_few(weights: tuple[Tensor, ...], x: Tensor, state: State) -> State:
+    """As `_step`, of few sequences on a CPU."""
+    w_ih, w_hh, b_ih, b_hh = weights
     inputs, recurrent = linear_in_parts(x, w_ih, b_ih), linear_in_parts(state[0], w_hh, b_hh)
     if len(state) == 2:
         i, f, g, o = (inputs + recurrent).chunk(4, 1)
         c = torch.addcmul(f.sigmoid() * state[1], i.sigmoid(), g.tanh())
         return o.sigmoid() * c.tanh(), c
-    r, z = (inputs + recurrent)[:, : 2 * rnn.hidden_size].sigmoid().chunk(2, 1)
-    n = torch.addcmul(inputs[:, 2 * rnn.hidden_size :], r, recurrent[:, 2 * rnn.hidden_size :]).tanh()
+    size = 2 * w_hh.size(1)
+    r, z = (inputs + recurrent)[:, :size].sigmoid().chunk(2, 1)
+    n = torch.addcmul(inputs[:, size:], r, recurrent[:, size:]).tanh()
     return (torch.lerp(n, state[0], z),)

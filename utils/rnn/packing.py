@@ -38,6 +38,8 @@ def check_lengths(lengths: torch.Tensor | Sequence[int], batch: int, seq_len: in
     Raises:
         ValueError: lengths that are not integers, not one per utterance, or not from 1 to seq_len.
     """
+    if batch == 0 or seq_len == 0:
+        raise InputError(f"an empty batch: {batch} utterances of {seq_len} frames")
     try:
         lengths = torch.as_tensor(lengths).detach().cpu()
     except (TypeError, RuntimeError, ValueError) as error:
@@ -46,8 +48,6 @@ def check_lengths(lengths: torch.Tensor | Sequence[int], batch: int, seq_len: in
         raise InputError(f"lengths are {lengths.dtype}: frames are counted in integers")
     if lengths.shape != (batch,):
         raise InputError(f"lengths have shape {tuple(lengths.shape)} but the batch has {batch} utterances")
-    if batch == 0 or seq_len == 0:
-        raise InputError(f"an empty batch: {batch} utterances of {seq_len} frames")
     lengths = lengths.to(torch.int64)
     wrong = (lengths < 1) | (lengths > seq_len)
     if wrong.any():

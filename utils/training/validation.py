@@ -63,14 +63,14 @@ def _sums(
 ) -> torch.Tensor:
     """This process's part of each split: (splits, 2), loss x target frames and target frames."""
     splits = val_set.splits()
-    shares = []  # (number of the split, indices)
+    batches: list[tuple[int, list[int]]] = []  # number of the split, indices
     for split, indices in enumerate(splits.values()):
-        for batch in BatchOrder([val_set.lengths[i] for i in indices], batch_size * ranks.size, bucketing=True):
-            share = deal([indices[place] for place in batch], val_set.lengths, ranks.size)[ranks.rank]
-            shares += [(split, share)] if share else []
+        own = deal(indices, val_set.lengths, ranks.size)[ranks.rank]  # whatever the size of this process's batches
+        order = BatchOrder([val_set.lengths[i] for i in own], batch_size, bucketing=True) if own else ()
+        batches += [(split, [own[place] for place in batch]) for batch in order]
     sums = torch.zeros(len(splits), 2, dtype=torch.float64, device=ranks.device)
-    with closing(reader.batches(val_set, [share for _, share in shares])) as batches:
-        for (split, _), batch in zip(shares, batches, strict=False):
+    with closing(reader.batches(val_set, [indices for _, indices in batches])) as read:
+        for (split, _), batch in zip(batches, read, strict=False):
             inputs = batch.inputs.to(ranks.device, non_blocking=True)  # (batch, longest, mel_dim)
             count = objective.num_targets(batch.lengths, val_set.max_seq_len)
             sums[split, 0] += count * objective(inputs, batch.lengths, val_set.max_seq_len)
