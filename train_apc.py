@@ -60,7 +60,6 @@ class Trainer:
         self.args, self.experiment, self.reader, self.ranks = args, experiment, reader, ranks
         self.train_set, self.val_set = sets
         self.device = ranks.device
-        torch.backends.cudnn.allow_tf32 = False  # float32 products, as on a CPU and in the released code's day
         reader.pin_memory = self.device.type == "cuda"
         torch.manual_seed(args.seed)
         self.model = build_model(args)

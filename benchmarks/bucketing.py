@@ -51,7 +51,7 @@ def main() -> None:
         "validation_loss": round(reached, 4),
         "orders": {
             order: {
-                "seconds_an_epoch": round(statistics.median(h[-1][0] / (len(h) - 1) for h in histories), 2),
+                "seconds_an_epoch": round(statistics.median(h[-1][0] / max(1, len(h) - 1) for h in histories), 2),
                 "seconds_to_loss": round(statistics.median(seconds_to(h, reached) for h in histories), 2),
                 "final_losses": [round(h[-1][1], 4) for h in histories],
             }
@@ -75,7 +75,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 def train(arguments: list[str], order: str) -> list[tuple[float, float]]:
-    """Train once: the seconds spent, and the validation loss, at the end of each epoch."""
+    """Train once: the seconds spent, and the validation loss, before training and at the end of each epoch."""
     flag = "--bucketing" if order == "bucketed" else "--no-bucketing"
     with tempfile.TemporaryDirectory() as directory:
         args = train_apc.parse_arguments([*arguments, flag, "--store_path", directory])

@@ -30,7 +30,7 @@ from downstream.probing.splits import DEV
 from downstream.probing.study import LINEAR
 from downstream.probing.training import Training, options_of, train
 from load_pretrained_model import load_pretrained
-from utils.audio.front_ends import DEFAULT_FRONT_END
+from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS
 from utils.features.check import prediction_errors
 from utils.system.arguments import positive_float
 from utils.system.device import pick_device
@@ -48,7 +48,13 @@ BASE = {
 }
 FLAGS = {"on": True, "off": False}
 NOT_OF_RECIPES = {"seed", "device", "keep", "load_data_workers", "librispeech_path", "train_split", "val_split"}
-NOT_OF_RECIPES |= {"experiment_name", "store_path", "resume", "overwrite"}  # all these are the search's own
+NOT_OF_RECIPES |= {
+    "experiment_name",
+    "store_path",
+    "resume",
+    "overwrite",
+    "feature_dim",
+}  # all these are the search's own
 NOT_OF_RECIPES |= {"patience", "max_steps"}  # which end a training before its time
 FRAMES = "front_end", "norm"  # of a recipe, or else of the options of these names
 PACE = "lr_schedule=cosine bucketing=on"
@@ -92,8 +98,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         settings = settings_of(recipe)
         if not settings.get("epochs", "1").isdecimal():
             parser.error(f"--recipes: {recipe!r} has no whole number of epochs")
-        if settings.get("norm", DEFAULT_NORM) not in NORMS:
-            parser.error(f"--recipes: {recipe!r} has a norm that is not one of {', '.join(NORMS)}")
+        for name, known in {"norm": NORMS, "front_end": FRONT_ENDS}.items():
+            if settings.get(name, next(iter(known))) not in known:
+                parser.error(f"--recipes: {recipe!r} has a {name} that is not one of {', '.join(known)}")
         if names := sorted(NOT_OF_RECIPES & settings.keys()):
             parser.error(f"--recipes: {recipe!r} has {names[0]}, which is no part of a recipe")
     return args

@@ -3,11 +3,11 @@
     python downstream/speaker_verification.py --data mboshi
     python downstream/speaker_verification.py --data mboshi --checkpoint logs/foo.dir/foo__epoch_100.model --layer all
 
-Prints the equal error rate over a list of trials: every pair of test utterances (a random part where there are more
-than 20,000), or those of --trials. Two scores: the cosine of two averages, less the mean of the training set; and the
-cosine after linear discriminant analysis (LDA) of the training set's speakers, or where fewer than three of them have
-two utterances, of the test speakers who are not in the trial. Unless speakers are held out, those of
-the test set are known from training: easier than what the literature reports.
+Prints the equal error rate over a list of trials: every pair of test utterances, or where there are more than 20,000 as
+many at random, half of them of one speaker if there are so many; or those of --trials. Two scores: the cosine of two
+averages, less the mean of the training set; and the cosine after linear discriminant analysis (LDA) of the training
+set's speakers, or where fewer than three of them have two utterances, of the test speakers who are not in the trial.
+Unless speakers are held out, those of the test set are known from training: easier than what the literature reports.
 """
 
 import sys

@@ -12,6 +12,7 @@ speaker, prepared in the same mode.
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -19,6 +20,7 @@ import utils.openmp  # noqa: F401  # isort: skip  # before PyTorch
 
 import argparse
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -42,6 +44,7 @@ from utils.system.signals import StopRequest
 
 SAMPLE_BYTES = 2  # of the samples on stdin
 SAMPLES_PER_MS = SAMPLE_RATE // 1000
+LATENCIES = 1 << 20  # that are kept: of three hours, a frame at a time
 
 
 def file_pieces(
@@ -85,23 +88,37 @@ class Listener:
         return feats[:, 0]
 
 
-def follow(listener: Listener, pieces: Iterator[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Listen until the pieces end or a signal comes.
+class Heard(NamedTuple):
+    """What came of listening.
 
-    Returns:
-        The last layer's features, each (frames, hidden_size), and the latency of each in ms, (pieces with features,).
+    Attributes:
+        frames: their number.
+        work_ms: the time that they took.
+        latencies: in ms, of the last LATENCIES pieces with features.
+        features: if they are kept, the last layer's, each (frames, hidden_size).
     """
-    features, latencies = [], []
+
+    frames: int
+    work_ms: float
+    latencies: np.ndarray
+    features: list[np.ndarray]
+
+
+def follow(listener: Listener, pieces: Iterator[np.ndarray], keep: bool) -> Heard:
+    """Listen until the pieces end or a signal comes."""
+    frames, work_ms, features, latencies = 0, 0.0, [], deque(maxlen=LATENCIES)
     with StopRequest() as stop:
         for samples in pieces:
             start = time.perf_counter()
             feats = listener.accept(samples)
             if feats is not None:
                 latencies.append((time.perf_counter() - start) * 1000)
-                features.append(feats[-1].numpy())
+                frames, work_ms = frames + feats.size(1), work_ms + latencies[-1]
+                if keep:
+                    features.append(feats[-1].numpy().copy())  # of a view, the other layers would stay
             if stop.signum is not None:
                 break
-    return features, np.array(latencies)
+    return Heard(frames, work_ms, np.array(latencies), features)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -122,7 +139,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--save", type=Path, metavar="FILE", help="Write the last layer's features, (frames, size), to this .npy file.")
     add_residual_option(parser)
     add_front_end_options(parser)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.wav is None and (args.channel is not None or args.resample):
+        parser.error("--channel and --resample are for --wav: stdin is read as 16 kHz mono")
+    return args
 
 
 def choose_normalizer(args: argparse.Namespace, spec: FrameSpec) -> Normalizer:
@@ -170,16 +190,17 @@ def main(arguments: list[str] | None = None) -> None:
     pieces = stdin_pieces(piece_samples)
     if args.wav:
         pieces = file_pieces(args.wav, args.channel, args.resample, piece_samples, args.realtime)
-    features, latencies = follow(listener, pieces)
-    if not features:
+    heard = follow(listener, pieces, keep=args.save is not None)
+    if not heard.frames:
         raise InputError("less than 25 ms of audio, which is one frame")
-    frames = sum(map(len, features))
     if args.save:
         with atomic_write(args.save) as file:
-            np.save(file, np.concatenate(features))
-    median, late = np.percentile(latencies, [50, 99])
-    latency, per_frame = f"{median:.2f} ms (median), {late:.2f} ms (99th percentile)", latencies.sum() / frames
-    print(f"{frames} frames, {args.piece_ms} ms at a time: latency {latency}; {per_frame:.2f} ms of work per frame")
+            np.save(file, np.concatenate(heard.features))
+    median, late = np.percentile(heard.latencies, [50, 99])
+    latency, per_frame = f"{median:.2f} ms (median), {late:.2f} ms (99th percentile)", heard.work_ms / heard.frames
+    print(
+        f"{heard.frames} frames, {args.piece_ms} ms at a time: latency {latency}; {per_frame:.2f} ms of work per frame"
+    )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def read_features(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Each utterance's id and true frames, (frames, size) float32, in the order of lengths.pkl."""
     lengths, suffix = load_lengths(directory), suffix_of(directory)
     for utterance, length in tqdm(lengths.items(), unit=" utterances", disable=None):
-        yield utterance, load_utterance(directory / f"{utterance}{suffix}", length)[:length].numpy()
+        frames = load_utterance(directory / f"{utterance}{suffix}", length, may_be_half=True)
+        yield utterance, frames[:length].numpy()
 
 
 def main(arguments: list[str] | None = None) -> None:

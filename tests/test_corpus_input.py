@@ -79,24 +79,39 @@ def test_a_wav_of_unknown_length_is_read_and_listed(tmp_path):
     assert "does not say how long it is" in (out / "shorter.txt").read_text()
 
 
+def without_length(path, bitrate_mode):
+    """Tone, then noise, in an .mp3 whose first frame does not tell the length."""
+    tone = 0.1 * np.sin(np.arange(5 * RATE))
+    noise = np.random.default_rng(0).normal(0, 0.1, 5 * RATE)
+    soundfile.write(path, np.append(tone, noise), RATE, format="MP3", bitrate_mode=bitrate_mode, compression_level=0.5)
+    content = path.read_bytes()
+    start = min(place for name in (b"Info", b"Xing") if (place := content.find(name)) >= 0)
+    path.write_bytes(content[:start] + bytes(4) + content[start + 4 :])
+
+
 def test_an_mp3_that_records_no_length_is_listed(tmp_path):
     path = write(tmp_path / "a" / "s-1-1.mp3")
-    content = path.read_bytes()
-    start = content.index(b"Info") if b"Info" in content else content.index(b"Xing")
-    path.write_bytes(content[:start] + bytes(4) + content[start + 4 :])
+    without_length(path, bitrate_mode="CONSTANT")
     tagged = write(tmp_path / "a" / "s-1-2.mp3")
     tagged.write_bytes(b"ID3\x04\x00\x00\x00\x00\x20\x00" + bytes(4096) + tagged.read_bytes())
     out = prepare_audio(tmp_path / "a", tmp_path / "out", "--norm", "none")
     assert "s-1-1.mp3: its header does not say how long it is" in (out / "shorter.txt").read_text()
-    assert "s-1-2" not in (out / "shorter.txt").read_text() and len(load_lengths(out)) == 2
+    lengths = load_lengths(out)
+    assert "s-1-2" not in (out / "shorter.txt").read_text() and lengths["s-1-1"] >= lengths["s-1-2"]
+    without_length(path, bitrate_mode="VARIABLE")
+    with pytest.raises(InputError, match=r"does not say how long it is, so that only a part is read"):
+        prepare_audio(tmp_path / "a", tmp_path / "other", "--norm", "none")
 
 
 @pytest.mark.parametrize("suffix", ["ogg", "opus"])
 def test_two_ogg_files_in_one_and_a_cut_last_page_are_errors(tmp_path, suffix):
     first, second = (write(tmp_path / f"{n}.{suffix}", seed=n).read_bytes() for n in (1, 2))
     (tmp_path / "a").mkdir()
+    path = tmp_path / f"a/s-1-1.{suffix}"
+    path.write_bytes(first + b"TAG" + bytes(125))  # of ID3, which players ignore
+    assert load_lengths(prepare_audio(tmp_path / "a", tmp_path / "tagged", "--norm", "none")) == {"s-1-1": 298}
     for stream in (first + second, first[:-100]):
-        (tmp_path / f"a/s-1-1.{suffix}").write_bytes(stream)
+        path.write_bytes(stream)
         with pytest.raises(InputError, match="its stream does not end at the end of the file"):
             prepare_audio(tmp_path / "a", tmp_path / "out", "--norm", "none")
 
@@ -110,6 +125,10 @@ def test_of_a_recording_of_any_length_the_first_frames_are_taken(tmp_path, norm,
     out = prepare_audio(tmp_path / "a", tmp_path / "out", *options)
     frames, expected = (load_tensor(directory / "s-1-1.pt") for directory in (out, whole))
     assert load_lengths(out) == {"s-1-1": 300} and torch.equal(frames, expected[:300])
+    path = write(tmp_path / "b" / "s-1-1.flac", 70)
+    cut(path, path.stat().st_size * 4 // 5)
+    with pytest.raises(InputError, match="truncated or damaged"):
+        prepare_audio(tmp_path / "b", tmp_path / "cut", *options)
 
 
 def test_names_that_are_no_text_are_told_in_replacement_characters(tmp_path):

@@ -229,6 +229,7 @@ def test_recipes_are_trained_for_equal_time_ranked_and_kept(corpus, tmp_path, mo
         ("bucketing", "is not a line of NAME=VALUE"),
         ("epochs=x", "has no whole number of epochs"),
         ("norm=gobal", "has a norm that is not one of global, "),
+        ("front_end=foo", "has a front_end that is not one of released, "),
         ("seed=1", "has seed, which is no part of a recipe"),
         ("patience=2", "has patience, which is no part of a recipe"),
     ):

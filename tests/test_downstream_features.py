@@ -160,6 +160,10 @@ def test_a_directory_in_which_nothing_was_done_takes_other_options(corpus, tmp_p
     for speaker in ("nobody", "noone"):
         with pytest.raises(InputError, match=f"there is no speaker {speaker}"):
             run_all.main([*command, "--held_out_speakers", speaker])
+    (corpus / "train/feats.ark").write_bytes(b"damaged")
+    for norm in ("global", "speaker"):
+        with pytest.raises(InputError, match=r"--on_error skip"):
+            run_all.main([*command, "--norm", norm])
 
 
 def test_segments_too_short_for_a_time_shift_are_refused_before_the_work(corpus, capsys):

@@ -1,9 +1,13 @@
 """Facts about how a script ends."""
 
+import errno
+
 import pytest
 import torch
 
-from utils.system.errors import describe_changes, run_script
+from utils.system.device import pick_device
+from utils.system.errors import InputError, describe_changes, run_script
+from utils.system.reading import reading
 
 
 @pytest.mark.parametrize("take", [lambda: bytearray(1 << 60), lambda: torch.empty(1 << 50)])
@@ -24,3 +28,21 @@ def test_changed_settings_are_named_within_dictionaries_and_hashes_are_short():
     after = {"data": {"norm": "global", "files": 2}, "labels": "fedcba9876543210" * 4, "epochs": 4}
     changes = "data.norm was speaker and is now global; labels was 01234567... and is now fedcba98..."
     assert describe_changes(before, after, ignored=["epochs"]) == changes
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_a_file_is_not_blamed_for_the_limits_of_the_process(number):
+    with pytest.raises(OSError) as found, reading("a.flac"):
+        raise OSError(number, "too many or too much")
+    assert not isinstance(found.value, InputError)
+
+
+def test_a_gpu_computes_in_float32_whatever_the_script(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        assert pick_device("auto").type == "cuda" and not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -26,6 +26,16 @@ def export(data, save, *options):
     export_features.main(["--data", str(data), "--save", str(save), *options])
 
 
+def test_features_of_16_bits_are_exported_as_float32(tmp_path):
+    features = make_prepared(tmp_path / "features", [9, 4])
+    for path in features.glob("*.pt"):
+        save_tensor(path, load_tensor(path).half())
+    export(features, tmp_path / "f.ark")
+    for utterance, frames in kaldiio.load_ark(str(tmp_path / "f.ark")):
+        expected = load_tensor(features / f"{utterance}.pt", may_be_half=True)[: len(frames)]
+        assert frames.dtype == np.float32 and np.array_equal(frames, expected.numpy())
+
+
 @pytest.mark.parametrize("name, read", [
     ("f.blogmel", "f.blogmel"), ("f.blogmel.xz", "f.blogmel.xz"), ("f.ark", "f.ark"), ("f.ark", "f.scp"),
 ])  # fmt: skip

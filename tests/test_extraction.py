@@ -1,5 +1,7 @@
 """Facts about features of a whole corpus: the same from any source, in any format, batch and length."""
 
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import soundfile
 import torch
 from conftest import make_prepared
 from preparing_runs import prepare_audio
+from tqdm import tqdm
 
 import load_pretrained_model
 from apc_model import APCModel
@@ -20,6 +23,7 @@ from utils import RNNConfig
 from utils.audio import waveforms as audio
 from utils.corpus.prepared import load_lengths, load_tensor, save_tensor
 from utils.corpus.sources import ArchiveSource
+from utils.features.extraction import Extraction
 from utils.kaldi.write_archives import write_ark
 from utils.system.errors import InputError
 
@@ -156,6 +160,53 @@ def test_features_do_not_depend_on_the_batch_or_the_pieces_they_were_computed_in
     prepared = make_prepared(tmp_path / "prepared", lengths, mel_dim=80)
     last = {utterance: feats[-1] for utterance, feats in one_by_one(checkpoint, prepared).items()}
     assert_features(read(extract(checkpoint, prepared, tmp_path / "out", *options)), last)
+
+
+def test_a_job_goes_on_with_batches_of_another_size(checkpoint, from_audio, tmp_path, capsys):
+    out = extract(checkpoint, from_audio, tmp_path / "out")
+    recorded = json.loads((out / "made_from.json").read_text())
+    (out / "made_from.json").write_text(json.dumps(recorded | {"batch_size": 32, "chunk": 1000}))  # as it was
+    extract(checkpoint, from_audio, out, "--batch_size", 1, "--chunk", 9)
+    assert "was complete before" in capsys.readouterr().out
+
+
+def test_the_bar_counts_what_is_computed_to_the_end(checkpoint, from_audio, tmp_path, monkeypatch):
+    class Bar(tqdm):
+        def __init__(self, *args, disable=None, **options):
+            super().__init__(*args, disable=False, file=io.StringIO(), **options)
+
+    seen = []
+
+    def run_batch(self, batch):
+        seen.append((self._pass.bar.n, self._pass.bar.total))
+        whole(self, batch)
+        seen.append((self._pass.bar.n, self._pass.bar.total))
+
+    whole = Extraction._run_batch
+    monkeypatch.setattr("utils.corpus.passes.tqdm", Bar)
+    monkeypatch.setattr(Extraction, "_run_batch", run_batch)
+    extract(checkpoint, from_audio, tmp_path / "out", "--batch_size", 3)
+    assert seen == [(0, 4), (3, 4), (3, 4), (4, 4)]
+
+
+def test_many_long_recordings_are_computed_few_at_a_time(checkpoint, tmp_path, monkeypatch):
+    for number in range(5):
+        path = tmp_path / "audio" / f"{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, np.random.default_rng(number).normal(0, 0.1, 32000), 16000)
+    monkeypatch.setattr(audio, "LONG_SECONDS", 1)
+    monkeypatch.setattr("utils.features.extraction.LONG_AT_ONCE", 2)
+    sizes = []
+
+    def run_batch(self, batch):
+        sizes.append(len(batch))
+        whole(self, batch)
+
+    whole = Extraction._run_batch
+    monkeypatch.setattr(Extraction, "_run_batch", run_batch)
+    options = "--norm", "none", "--any_frames", "--batch_size", 32
+    assert len(read(extract(checkpoint, tmp_path / "audio", tmp_path / "out", *options))) == 5
+    assert sizes == [2, 2, 1]
 
 
 @pytest.mark.parametrize("norm, front_end", [

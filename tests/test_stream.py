@@ -227,6 +227,13 @@ def test_a_microphones_samples_come_by_stdin(listening, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "live.npy"), expected, atol=1e-5)
 
 
+def test_options_of_a_file_are_refused_for_a_microphone(listening, example, capsys):
+    for option in (["--channel", "0"], ["--resample"]):
+        with pytest.raises(SystemExit):
+            example.main([*listening[0], *option])
+        assert "--channel and --resample are for --wav" in capsys.readouterr().err
+
+
 def test_what_cannot_be_followed_live_is_refused(listening, example, tmp_path):
     options, _ = listening
     live = [*options[:2], "--wav", str(SPEECH), "--no-realtime", "--norm_from", str(tmp_path / "other.json")]

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ from utils.system.arguments import (
 )
 from utils.system.errors import InputError, describe_changes
 from utils.system.files import (
+    LOCK_FILE,
     lock_directory,
     make_way_for,
-    other_files,
     read_json,
     refuse_other_files,
     remove_leftovers,
@@ -94,8 +95,11 @@ def results_directory(args: argparse.Namespace, script: str, may_change: Set[str
         try:
             yield
         except InputError:
-            if other_files(args.save_dir) == {CONFIG_FILE}:  # nothing was done with these options
+            files = {path.name for path in args.save_dir.rglob("*") if path.is_file()}
+            if files <= {CONFIG_FILE, LOCK_FILE}:  # nothing was done with these options
                 (args.save_dir / CONFIG_FILE).unlink()
+                for folder in filter(Path.is_dir, args.save_dir.iterdir()):  # of locks, at most
+                    shutil.rmtree(folder)
             raise
 
 

@@ -12,7 +12,7 @@ import soxr
 
 from utils.audio.frames import SAMPLE_RATE, WHOLE, WINDOW_SAMPLES, Span, num_frames
 from utils.system.errors import InputError, one_line
-from utils.system.reading import open_regular
+from utils.system.reading import open_regular, refuse_to_blame
 
 MAX_SECONDS = 1800  # longer files are no utterances, and a header can claim any length
 MAX_SAMPLES = 1 << 28  # over all channels: 1 GiB as float32
@@ -26,6 +26,7 @@ INEXACT_SEEKING = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "OPUS")  #
 TOLERATED_SECONDS = 1  # that a header may promise, or a segment ask for, beyond what is there
 NIST_HEADER_BYTES = 1024
 ID3_HEADER_BYTES, MPEG_FRAME_BYTES = 10, 2048  # the frame is shorter
+OGG_TAIL_BYTES, OGG_END = 1 << 17, 4  # longer than a page; its flag of the last page
 # What libsndfile's log says of WAV and CAF (data), W64 (riff), RF64 (Riff size), AU (Data Size) and AIFF (SSND).
 _CLAIMED = re.compile(r"^\s*(?:data|riff|Riff size|Data Size|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _NO_LENGTH = re.compile(r"^\s*Data Size\s*: -1$", re.MULTILINE)
@@ -137,6 +138,7 @@ def _open_audio(path: str | Path) -> Iterator[_AudioFile]:
             reason = error.error_string.rstrip(".") if isinstance(error, soundfile.LibsndfileError) else error
             raise InputError(f"no audio, truncated or damaged: {one_line(reason, 200)}", str(path)) from error
         except OSError as error:
+            refuse_to_blame(error)
             raise InputError(f"cannot be read: {error.strerror or error}", str(path)) from error
 
 
@@ -153,6 +155,10 @@ def _mono_blocks(audio: _AudioFile, channel: int, first: int, samples: int) -> I
         read, is_last = read + len(block), len(block) < at_once or read + len(block) == samples
         if is_last and read < samples != UNKNOWN_FRAMES:
             raise InputError(f"no audio, truncated or damaged: {read} of {samples} samples can be read")
+        if is_last and first + samples == audio.frames and _guesses_length(audio):
+            left = os.fstat(audio.name).st_size - os.lseek(audio.name, 0, os.SEEK_CUR)
+            if left > MPEG_FRAME_BYTES:
+                raise InputError("an .mp3 that does not say how long it is, so that only a part is read: convert it")
         mono = np.ascontiguousarray(block[:, channel])
         yield mono if resampler is None else resampler.resample_chunk(mono, last=is_last)
 
@@ -210,7 +216,7 @@ def _check_length(audio: soundfile.SoundFile) -> str | None:
 
     Raises InputError if it lacks more than a second, or more than half, or an Ogg stream has no end.
     """
-    if _NO_END.search(audio.extra_info):
+    if _NO_END.search(audio.extra_info) and not _has_ogg_end(audio.name):  # a tag may follow it
         raise InputError("truncated file, or several in one: its stream does not end at the end of the file")
     promised = _promised_frames(audio)
     if promised is None or audio.frames == UNKNOWN_FRAMES:
@@ -226,8 +232,8 @@ def _promised_frames(audio: soundfile.SoundFile) -> int | None:
     if audio.format == "NIST":
         samples = _NIST_SAMPLES.search(os.pread(audio.name, NIST_HEADER_BYTES, 0))  # opened by its descriptor
         return int(samples[1]) if samples else None
-    if audio.subtype.startswith("MPEG") and not _has_mpeg_length(audio.name):
-        return None  # libsndfile guesses it, from the size of the first frame
+    if _guesses_length(audio):
+        return None
     if _NO_LENGTH.search(audio.extra_info):
         return None
     claimed = _CLAIMED.search(audio.extra_info)
@@ -239,10 +245,23 @@ def _promised_frames(audio: soundfile.SoundFile) -> int | None:
     return round(audio.frames * promised / max(1, there))
 
 
-def _has_mpeg_length(descriptor: int) -> bool:
-    """Whether an .mp3 has a frame that tells its length, the first after a tag."""
-    head = os.pread(descriptor, ID3_HEADER_BYTES, 0)
-    start = 0
-    if head.startswith(b"ID3"):  # a size of four times seven bits
+def _guesses_length(audio: soundfile.SoundFile) -> bool:
+    """Whether it is an .mp3 without a frame that tells its length; libsndfile goes by the size of its first frame."""
+    if not audio.subtype.startswith("MPEG"):
+        return False
+    head, start = os.pread(audio.name, ID3_HEADER_BYTES, 0), 0
+    if head.startswith(b"ID3"):  # a tag, its size four times seven bits
         start = ID3_HEADER_BYTES + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
-    return any(name in os.pread(descriptor, MPEG_FRAME_BYTES, start) for name in (b"Xing", b"Info", b"VBRI"))
+    frame = os.pread(audio.name, MPEG_FRAME_BYTES, start)
+    return not any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def _has_ogg_end(descriptor: int) -> bool:
+    """Whether the last page of an Ogg file is whole, and the last one of the stream that it starts with."""
+    size = os.fstat(descriptor).st_size
+    start = max(0, size - OGG_TAIL_BYTES)
+    tail, serial = os.pread(descriptor, OGG_TAIL_BYTES, start), os.pread(descriptor, 4, 14)
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    num_segments = page[26] if len(page) > 26 else 0
+    num_bytes = 27 + num_segments + sum(page[27 : 27 + num_segments])
+    return len(page) >= num_bytes and bool(page[5] & OGG_END) and page[14:18] == serial

@@ -278,8 +278,11 @@ def _check_ids(entries: list[Entry], ids: list[str]) -> None:
         except InputError as error:
             problems.append(str(error))
         if (other := first.setdefault(utterance, entry)) is not entry:
-            differ = _id_of(other, BY_PATH) != _id_of(entry, BY_PATH)
-            how = "--utterance_id path names them apart" if differ else "rename one, or give files of one format only"
+            how = "rename one"
+            if _id_of(other, BY_PATH) != _id_of(entry, BY_PATH):
+                how = "--utterance_id path names them apart"
+            elif entry.name and other.path.suffix != entry.path.suffix:
+                how = "rename one, or give files of one format only"
             problems.append(f"{other.place} and {entry.place} are both utterance {one_line(utterance, 80)}; {how}")
     raise_problems(problems)
 

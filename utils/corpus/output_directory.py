@@ -35,6 +35,8 @@ MADE_FROM_FILE = "made_from.json"
 PROGRESS_FILE = "progress.jsonl"
 SKIPPED_FILE = "skipped.txt"
 REMARKS_FILE = "shorter.txt"
+POINTS_TO_SHA256 = "points_to_sha256"  # of an .scp, which earlier versions did not record
+NO_LONGER_RECORDED = {"batch_size", "chunk"}  # of a directory of features, as earlier versions did
 FILE_SUFFIXES = (TENSOR_SUFFIX, ARRAY_SUFFIX)  # of jobs that write a file per utterance
 
 
@@ -187,8 +189,8 @@ class OutputDirectory:
             self.lengths()
 
     def _check_made_from(self, before: dict[str, Any]) -> None:
-        for key in [*self._made_from, *before]:
-            if before.get(key) != self._made_from.get(key):
+        for key in [*self._made_from, *(before.keys() - NO_LONGER_RECORDED)]:
+            if not _agree(before.get(key), self._made_from.get(key)):
                 old, new = before.get(key), self._made_from.get(key)
                 change = f"with {key} {brief(old, 120)}, not {brief(new, 120)}"
                 if isinstance(old or new, (dict, list)):  # of hashes
@@ -248,3 +250,13 @@ def suffix_of(directory: Path) -> str:
 
 def _suffix(made_from: dict[str, Any]) -> str:
     return f".{made_from.get('format', TENSOR_SUFFIX[1:])}"
+
+
+def _agree(before: Any, now: Any) -> bool:
+    """Whether two descriptions say the same, but for what the earlier one could not say."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = (before.keys() | now.keys()) - ({POINTS_TO_SHA256} - before.keys())
+        return all(_agree(before.get(key), now.get(key)) for key in keys)
+    if isinstance(before, list) and isinstance(now, list):
+        return len(before) == len(now) and all(map(_agree, before, now))
+    return before == now

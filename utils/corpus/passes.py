@@ -50,18 +50,29 @@ class Pass:
             InputError: an utterance is bad, and errors are not skipped.
             Stopped: a signal came.
         """
+        with self.open_bar(label), contextlib.closing(self.outcomes(work, utterances)) as outcomes:
+            for utterance, outcome in outcomes:
+                yield utterance, outcome
+                self.bar.update(utterance.size)
+
+    def open_bar(self, label: str) -> tqdm:
+        """A progress bar of the source, to close, which `outcomes` moves on by what is skipped."""
         total, unit = self.source.total(), self.source.unit
         self.bar = tqdm(desc=label, total=total, unit=unit, unit_scale=unit == "B", disable=None)
+        return self.bar
+
+    def outcomes(self, work: Callable[[Utterance], T], utterances: Iterable[Of]) -> Iterator[tuple[Of, T]]:
+        """As `map`, for whoever opens the bar, and moves it on by what is yielded when that is done."""
         self.skipped, self.first = [], None
         results = ordered_map(partial(_attempt, work), in_chunks(utterances), self.num_workers)
-        with self.bar, contextlib.closing(results):
+        with contextlib.closing(results):
             for chunk, outcomes in results:
                 for utterance, outcome in zip(chunk, outcomes, strict=True):
                     if isinstance(outcome, InputError):
                         self.skip(utterance, outcome)
+                        self.bar.update(utterance.size)
                     else:
                         yield utterance, outcome
-                    self.bar.update(utterance.size)
                 self.stop.check()
 
     def skip(self, utterance: Utterance, error: InputError) -> None:

@@ -4,7 +4,6 @@ Where frames are scaled by statistics of the corpus, a first pass gathers them (
 tensors. Audio is thus read twice: that costs time, and saves a copy of the whole corpus on the disk.
 """
 
-import contextlib
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -55,19 +54,16 @@ def write_tensor(utterance: Utterance, directory: Path, max_seq_len: int) -> dic
 def first_frames(utterance: Utterance, most: int) -> tuple[np.ndarray, bool]:
     """The first frames of an utterance, (frames, mel_dim), `most` at most, and whether there are more.
 
-    A long recording is read in blocks, and only as far as that.
+    A long recording is read in blocks, to its end, where it may turn out to be damaged.
     """
     if utterance.long_frames() is None:
         frames = utterance.load()
         return frames[:most], len(frames) > most
-    taken: list[np.ndarray] = []
-    with contextlib.closing(utterance.blocks()) as blocks:
-        for block in blocks:
-            taken.append(block)
-            if sum(map(len, taken)) > most:
-                break
-    frames = np.concatenate(taken)
-    return frames[:most], len(frames) > most
+    kept, length = [], 0
+    for block in utterance.blocks():
+        kept.append(block[: max(0, most - length)])
+        length += len(block)
+    return np.concatenate(kept), length > most
 
 
 def prepare(

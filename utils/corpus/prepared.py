@@ -39,12 +39,13 @@ def save_tensor(path: Path, frames: torch.Tensor) -> None:
         torch.save(frames, file)
 
 
-def load_tensor(path: str | Path, dims: int = 2) -> torch.Tensor:
+def load_tensor(path: str | Path, dims: int = 2, may_be_half: bool = False) -> torch.Tensor:
     """The tensor of a .pt or .npy file: float32, dense, on the CPU.
 
     Args:
         path: the file.
         dims: how many dimensions it must have: 2 for (frames, size), 3 for (layers, frames, size).
+        may_be_half: whether it may hold float16, as features of extraction may.
 
     Raises:
         InputError: the file is missing, damaged, would run code, or holds something else.
@@ -52,6 +53,8 @@ def load_tensor(path: str | Path, dims: int = 2) -> torch.Tensor:
     loaded = _load_array(Path(path)) if Path(path).suffix == ARRAY_SUFFIX else load_untrusted(path)
     if not isinstance(loaded, torch.Tensor):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not a tensor")
+    if may_be_half and loaded.dtype == torch.float16:
+        loaded = loaded.float()
     if loaded.dtype != torch.float32 or loaded.dim() != dims:
         raise InputError(f"{path} holds {loaded.dtype} {tuple(loaded.shape)}, not float32 with {dims} dimensions")
     return loaded.detach()
@@ -126,13 +129,13 @@ def list_utterances(directory: Path, suffix: str = TENSOR_SUFFIX, advice: str = 
     return lengths
 
 
-def load_utterance(path: str | Path, length: int) -> torch.Tensor:
+def load_utterance(path: str | Path, length: int, may_be_half: bool = False) -> torch.Tensor:
     """A prepared utterance, float32 (max_seq_len, mel_dim).
 
     Raises:
         InputError: as of `load_tensor`; or it has fewer than `length` frames, or one that is not finite.
     """
-    frames = load_tensor(path)
+    frames = load_tensor(path, may_be_half=may_be_half)
     if length > len(frames):
         raise InputError(f"{path} holds {len(frames)} frames, but {LENGTHS_FILE} says {length}")
     if not frames[:length].sum().isfinite():  # much faster than a look at each number; a large sum may be infinite

@@ -14,7 +14,7 @@ from utils.audio.front_ends import FrontEnd
 from utils.corpus.cmvn import is_statistics
 from utils.corpus.frame_spec import ARCHIVES_OF, UNKNOWN, FrameSpec
 from utils.corpus.normalization import NORMALIZATION_FILE
-from utils.corpus.output_directory import MADE_FROM_FILE, REMARKS_FILE
+from utils.corpus.output_directory import MADE_FROM_FILE, POINTS_TO_SHA256, REMARKS_FILE
 from utils.corpus.prepared import LENGTHS_FILE, TENSOR_SUFFIX, list_utterances, load_utterance
 from utils.corpus.speakers import FROM_IDS, Speakers
 from utils.corpus.utterance import BadUtterance, Utterance
@@ -23,7 +23,7 @@ from utils.kaldi.read_archives import archive_path, check_no_command, scan_archi
 from utils.system.errors import InputError, one_line
 from utils.system.reading import exists, open_regular, read_bytes, reading
 
-FINGERPRINT_BYTES = 1 << 20  # at each end of a file
+FINGERPRINT_BYTES, FINGERPRINT_BYTES_OF_MANY = 1 << 20, 1 << 16  # at each end of a file, of one of many
 
 
 class Source(ABC):
@@ -191,24 +191,25 @@ def _describe_archive(name: Path) -> dict[str, Any]:
     path, form = archive_path(name)
     check_no_command(str(path), "input")
     digest = hashlib.sha256()
-    size = _add_ends(path, digest)
-    description: dict[str, Any] = {"name": path.name, "bytes": size}
+    size = _add_ends(path, FINGERPRINT_BYTES, digest)
+    description = {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
     if form == "scp":
         arks = {Path(entry.matrix.path) for entry in scan_archive(name) if isinstance(entry.matrix, BinaryMatrix)}
-        description["points_to_bytes"] = 0
-        for ark in sorted(arks):
+        digest, total = hashlib.sha256(), 0
+        for ark in sorted(ark for ark in arks if exists(ark) and ark.is_file()):
             with contextlib.suppress(InputError):  # reading its utterances says what is wrong
-                description["points_to_bytes"] += _add_ends(ark, digest) if exists(ark) and ark.is_file() else 0
-    return description | {"sha256": digest.hexdigest()}
+                total += _add_ends(ark, FINGERPRINT_BYTES_OF_MANY, digest)
+        description |= {"points_to_bytes": total, POINTS_TO_SHA256: digest.hexdigest()}
+    return description
 
 
-def _add_ends(path: Path, digest: "hashlib._Hash") -> int:
-    """Add both ends of a file to a digest; returns its size."""
+def _add_ends(path: Path, num_bytes: int, digest: "hashlib._Hash") -> int:
+    """Add so many bytes of both ends of a file to a digest; returns its size."""
     with reading(path), open_regular(path) as file:
         size = path.stat().st_size
-        digest.update(file.read(FINGERPRINT_BYTES))
-        file.seek(max(0, size - FINGERPRINT_BYTES))
-        digest.update(file.read(FINGERPRINT_BYTES))
+        digest.update(file.read(num_bytes))
+        file.seek(max(0, size - num_bytes))
+        digest.update(file.read(num_bytes))
     return size
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.system.errors import InputError, one_line
+from utils.system.reading import refuse_to_blame
 
 
 class UtteranceError(InputError):
@@ -80,6 +81,7 @@ class Utterance(ABC):
         except InputError as error:
             raise self.error(error.reason, error.location) from error
         except OSError as error:
+            refuse_to_blame(error)
             raise self.error(f"cannot be read: {error.strerror or error}") from error
 
 

@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ from utils.corpus.find_source import find_source
 from utils.corpus.frame_spec import FrameSpec
 from utils.corpus.normalization import scope
 from utils.corpus.passes import Pass
+from utils.corpus.preparation import first_frames
 from utils.corpus.scaling import Scaling, find_normalizer, scaled
 from utils.corpus.sources import Source
 from utils.corpus.speakers import FROM_IDS, Speakers
@@ -169,13 +171,14 @@ def _without_map(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def _read(source: Source, scaling: Scaling, skip_errors: bool) -> list[np.ndarray]:
-    """The frames of a part of a source, scaled; by statistics of that part, where they are to be gathered."""
+    """The first frames of utterances of a source, scaled; by statistics of these, where they are to be gathered."""
     part = Part.of(source)
     with StopRequest("nothing was written") as stop, tempfile.TemporaryDirectory() as directory:
         reading = Pass(part, 0, skip_errors, stop)
         normalizer = find_normalizer(reading, scaling, Path(directory))
         utterances = scaled(part, normalizer, scaling.speakers)
-        return [frames for _, frames in reading.map("reading", Utterance.load, utterances)]
+        read = reading.map("reading", partial(first_frames, most=PADDED_FRAMES), utterances)
+        return [frames for _, (frames, _) in read]
 
 
 def _print(found: dict[str, Errors], time_shift: int) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from apc_model import APCModel
 
 POOL_BATCHES = 8
+LONG_AT_ONCE = 32  # utterances in a batch, of those that are not held
 POOL_FRAMES = 1 << 18  # in memory: 84 MB of 80-dim frames
 ALL_LAYERS, MEAN_OF_LAYERS = "all", "mean"
 
@@ -97,11 +98,11 @@ class Extraction:
         order: list[str] = []
         self._start = time.monotonic()
         todo = remaining(utterances, lambda utterance: self.files.has(utterance.id), order)
-        with contextlib.closing(self._pools(todo)) as pools:
+        with self._pass.open_bar("extracting"), contextlib.closing(self._pools(todo)) as pools:
             for pool in pools:
                 pool.sort(key=lambda member: member.length)
-                for start in range(0, len(pool), self.args.batch_size):
-                    self._run_batch(pool[start : start + self.args.batch_size])
+                for batch in self._batches(pool):
+                    self._run_batch(batch)
         done = {name: self.out.done[name]["frames"] for name in order if self.files.has(name)}
         if not done:
             first = f": {one_line(self._pass.skipped[0], 200)}" if self._pass.skipped else ""
@@ -115,9 +116,16 @@ class Extraction:
 
     def _pools(self, utterances: Iterable[Utterance]) -> Iterator[list[Member]]:
         """Utterances in pools, read but for the long ones."""
-        with contextlib.closing(self._pass.map("extracting", _read_unless_long, utterances)) as results:
+        with contextlib.closing(self._pass.outcomes(_read_unless_long, utterances)) as results:
             members, most = (member for _, member in results), POOL_BATCHES * self.args.batch_size
             yield from in_parts(members, Member.frames_in_memory, POOL_FRAMES, most)
+
+    def _batches(self, pool: list[Member]) -> Iterator[list[Member]]:
+        """Batches of a pool; of utterances that are read piece by piece few, since each keeps files open."""
+        is_long = [member.frames is None for member in pool]
+        for kind, most in (False, self.args.batch_size), (True, min(self.args.batch_size, LONG_AT_ONCE)):
+            members = [member for member, of_kind in zip(pool, is_long, strict=True) if of_kind == kind]
+            yield from (members[start : start + most] for start in range(0, len(members), most))
 
     def _run_batch(self, batch: list[Member]) -> None:
         """Compute the features of a batch, and write them."""
@@ -136,6 +144,7 @@ class Extraction:
                 if row not in bad:
                     place = self.files.save(member.utterance.id, spool)
                     self.out.record(member.utterance.id, frames=spool.frames, remark=member.remark, **place)
+                self._pass.bar.update(member.utterance.size)
 
     def _skip(self, batch: list[Member], row: int, error: InputError, bad: set[int]) -> None:
         """Skip an utterance of a batch, a part of which may have been computed, or stop."""

@@ -99,7 +99,5 @@ def describe_job(args: argparse.Namespace, model: "APCModel", source: Source, sc
         "layer": args.layer,
         "format": args.format,
         "half": args.half,
-        "batch_size": args.batch_size,
-        "chunk": args.chunk,
         **({} if args.precision == "fp32" else {"precision": args.precision}),
     }

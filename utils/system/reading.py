@@ -1,6 +1,7 @@
 """Reading files whose bytes, names and kinds nobody has checked: what cannot be read is an InputError that names it."""
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -28,7 +29,14 @@ def reading(path: str | Path) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{one_line(path, 300)} does not exist") from error
     except OSError as error:
+        refuse_to_blame(error)
         raise InputError(f"{one_line(path, 300)} cannot be read: {error.strerror or error}") from error
+
+
+def refuse_to_blame(error: OSError) -> None:
+    """Raise an error again that is no fault of the file: this process has too many files open, or too little memory."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
 
 
 def open_regular(path: str | Path) -> BinaryIO:
