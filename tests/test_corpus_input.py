@@ -110,7 +110,7 @@ def test_two_ogg_files_in_one_and_a_cut_last_page_are_errors(tmp_path, suffix):
     path = tmp_path / f"a/s-1-1.{suffix}"
     path.write_bytes(first + b"TAG" + bytes(125))  # of ID3, which players ignore
     assert load_lengths(prepare_audio(tmp_path / "a", tmp_path / "tagged", "--norm", "none")) == {"s-1-1": 298}
-    for stream in (first + second, first[:-100]):
+    for stream in (first + second, first[:-100], first[:-100] + bytes(100), first[:-100] + b"TAG" + bytes(125)):
         path.write_bytes(stream)
         with pytest.raises(InputError, match="its stream does not end at the end of the file"):
             prepare_audio(tmp_path / "a", tmp_path / "out", "--norm", "none")

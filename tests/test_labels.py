@@ -50,6 +50,20 @@ def test_where_two_lines_overlap_the_later_one_holds(tmp_path):
     assert [labels.phones[phone] for phone in labels.of("a", 4).phones] == ["X", "X", "Y", "Y"]
 
 
+def test_a_line_of_no_duration_cuts_no_phone_in_two(tmp_path):
+    for lines in ("0 1 a\nu 1 .5 0 b\nu 1 1 .5 c", "0.1 0.2 a\nu 1 0.3 0 b\nu 1 0.5 0.1 c"):
+        labels = read_labels(write(tmp_path, f"u 1 {lines}\n"))
+        assert [labels.phones[phone] for phone in labels.spoken("u", 200)] == ["a", "c"]
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id_and_the_case_of_a_suffix_is_none(tmp_path):
+    path = tmp_path / "phones.CTM"
+    path.write_text("\N{BYTE ORDER MARK}u 1 0 1 a\nu 1 1 1 b\n", encoding="utf-8")
+    assert len(read_labels(path).alignments["u"].phones) == 2
+    with pytest.raises(InputError, match=r"phones\.ctm\.gz is compressed: unpack it"):
+        read_labels(tmp_path / "phones.ctm.gz")
+
+
 def test_lines_of_frame_labels_give_each_frame_its_own(tmp_path):
     labels = read_labels(write(tmp_path, "a SIL SIL K A A K\nb A\n", "frames.txt"))
     of_frames = labels.of("a", 6)

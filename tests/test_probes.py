@@ -138,6 +138,9 @@ def test_trials_are_all_pairs_or_a_part_of_them_that_the_seed_decides():
     few = make_trials([f"s{n // 2}" for n in range(100)], max_trials=1000)  # 50 of 4,950 pairs are of one speaker
     assert few.is_same.sum() == 50 and len({*zip(few.first, few.second, strict=True)}) == 1000
     assert make_trials(["ann"] * 60 + ["bob"], max_trials=1000).is_same.sum() == 940  # all 60 others
+    of_many = make_trials([f"s{n % 9000}" for n in range(60_000)])  # of 1.8 billion pairs
+    assert len({*zip(of_many.first.tolist(), of_many.second.tolist(), strict=True)}) == 20_000
+    assert of_many.is_same.sum() == 10_000 and (of_many.first < of_many.second).all()
     with pytest.raises(InputError, match="nothing to verify"):
         make_trials(["ann", "ann"])
 
@@ -148,6 +151,8 @@ def test_trials_are_read_in_both_orders(tmp_path):
     trials = read_trials(path, ["u1", "u2", "u3"])
     assert trials.first.tolist() == [0, 0, 1, 2] and trials.second.tolist() == [1, 2, 2, 2]
     assert trials.is_same.tolist() == [True, False, False, True]
+    path.write_text("1 2 target\n1 3 nontarget\n")
+    assert read_trials(path, ["1", "2", "3"]).is_same.tolist() == [True, False]
     path.write_text("1 u1 u2\n0 u1 u9\n")
     with pytest.raises(InputError, match="trials:2: utterance u9 is not in the test set"):
         read_trials(path, ["u1", "u2"])

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
@@ -95,12 +94,22 @@ def results_directory(args: argparse.Namespace, script: str, may_change: Set[str
         try:
             yield
         except InputError:
-            files = {path.name for path in args.save_dir.rglob("*") if path.is_file()}
-            if files <= {CONFIG_FILE, LOCK_FILE}:  # nothing was done with these options
-                (args.save_dir / CONFIG_FILE).unlink()
-                for folder in filter(Path.is_dir, args.save_dir.iterdir()):  # of locks, at most
-                    shutil.rmtree(folder)
+            _forget_nothing_done(args.save_dir)
             raise
+
+
+def _forget_nothing_done(directory: Path) -> None:
+    """Remove the record of options with which nothing was done; of what lies beside it only locks and empty folders."""
+    paths = sorted(directory.rglob("*"), reverse=True)  # what is within a folder before it
+    files = [path for path in paths if path.is_symlink() or not path.is_dir()]
+    if any(path.name != LOCK_FILE and path != directory / CONFIG_FILE for path in files):
+        return
+    for path in paths:
+        with contextlib.suppress(OSError):  # not empty any more
+            if path.is_dir():
+                path.rmdir()
+            elif path != directory / LOCK_FILE:
+                path.unlink()
 
 
 def _record_settings(args: argparse.Namespace, may_change: Set[str]) -> None:

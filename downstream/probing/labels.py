@@ -19,6 +19,7 @@ from utils.system.reading import reading
 
 NO_PHONE = -1
 SILENCE = ("SIL", "SP", "SPN", "sil", "sp", "spn")  # phones that are no speech
+COMPRESSED = (".gz", ".xz", ".bz2", ".zip")
 CTM_FIELDS = (4, 5)  # after the utterance: channel start duration phone [confidence]
 FRAMES_TOLERANCE = 3  # by which a line of frame labels may miss the frames: tools differ at the edges
 MAX_SECONDS = 1 << 20
@@ -102,10 +103,12 @@ def read_labels(path: str | Path, late_ms: float = 0.0) -> PhoneLabels:
         InputError: the file is missing, or a line has another form; names the line.
     """
     path = Path(path)
+    if path.suffix.lower() in COMPRESSED:
+        raise InputError(f"{path} is compressed: unpack it")
     spoken: dict[str, list[Segment]] = defaultdict(list)
     num_labels: dict[str, int] = {}
     for location, (utterance, *labels) in read_lines(path):
-        if path.suffix == ".ctm":
+        if path.suffix.lower() == ".ctm":
             spoken[utterance].append(_ctm_segment(labels, location))
             continue
         if utterance in spoken:
@@ -126,7 +129,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     """The location (file:line) and the fields of each line of a text file, without blank lines and `;;` comments."""
     if not path.is_file():
         raise InputError(f"{path} does not exist, or is not a file")
-    with reading(path), path.open(encoding="utf-8", errors="replace") as file:
+    with reading(path), path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if line.strip() and not line.startswith(";;"):
                 yield f"{path}:{number}", line.split()
@@ -166,9 +169,10 @@ def _without_overlaps(segments: list[Segment]) -> list[Segment]:
             now = pieces[-1][1]
         now = segment[0]
         running.append(segment)
-    return pieces or segments[:1]  # all of no duration: one of them, which covers nothing
+    return pieces
 
 
 def _alignment(segments: list[Segment], index: dict[str, int], num_labels: int | None) -> Alignment:
-    starts, ends, phones = zip(*_without_overlaps(sorted(segments)), strict=True)
+    lasting = [segment for segment in sorted(segments) if segment[0] < segment[1]]  # others would cut a phone in two
+    starts, ends, phones = zip(*(_without_overlaps(lasting) or segments[:1]), strict=True)
     return Alignment(np.array(starts), np.array(ends), np.array([index[phone] for phone in phones]), num_labels)

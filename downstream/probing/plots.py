@@ -30,6 +30,7 @@ LAYERS, TIME_SHIFTS, EPOCHS, RECOGNITION, CONFUSION, PREDICTION = FIGURES
 PANEL = (6.8, 3.6)  # inches, with the legend
 LETTER = re.compile(r"(?P<script>\w+) (?:SMALL |CAPITAL )?LETTER (?P<letter>.+)")  # the name of a character
 MAX_NAME = 30
+MAX_INCHES = 40  # of the phones of a confusion matrix: images have a limit
 
 
 def plot_layers(study: Study, plan: Plan, directory: Path) -> None:
@@ -103,11 +104,12 @@ def plot_confusion(study: Study, plan: Plan, best: Best, directory: Path) -> Non
     phones = [phone_label(phone) for phone in study.corpus.labels.phones]
     in_test = np.flatnonzero(frames.sum(1))  # a phone may not be in the test set
     shares = frames[in_test] / frames[in_test].sum(1, keepdims=True)
-    figure = new_figure(3.2 + 0.16 * len(phones), 2.2 + 0.16 * len(in_test))
+    inches = min(0.16, MAX_INCHES / len(phones))  # of a phone
+    figure = new_figure(3.2 + inches * len(phones), 2.2 + inches * len(in_test))
     axes = figure.subplots()
     image = axes.imshow(100 * shares, vmin=0, vmax=100, cmap="Blues")
-    axes.set_xticks(range(len(phones)), phones, fontsize=8, rotation=90)
-    axes.set_yticks(range(len(in_test)), [phones[index] for index in in_test], fontsize=8)
+    axes.set_xticks(range(len(phones)), phones, fontsize=50 * inches, rotation=90)
+    axes.set_yticks(range(len(in_test)), [phones[index] for index in in_test], fontsize=50 * inches)
     title = f"linear classifier on APC, time shift {best.time_shift}, layer {best.layer}"
     axes.set(xlabel="classified as", ylabel="true phone")
     axes.set_title(title, fontsize=10)

@@ -63,16 +63,30 @@ def make_trials(speakers: list[str], seed: int = 0, max_trials: int = MAX_TRIALS
     Raises:
         InputError: there is a single speaker, or no speaker has two utterances.
     """
-    first, second = np.triu_indices(len(speakers), k=1)
-    numbers = np.unique(speakers, return_inverse=True)[1]
-    is_same = numbers[first] == numbers[second]
-    if len(first) > max_trials:
+    numbers, count = np.unique(speakers, return_inverse=True)[1], len(speakers)
+    if count * (count - 1) // 2 <= max_trials:
+        first, second = np.triu_indices(count, k=1)
+    else:
         random = np.random.default_rng(seed)
-        same, others = (random.permutation(np.flatnonzero(is_same == kind)) for kind in (True, False))
-        same = same[: max(max_trials // 2, max_trials - len(others))]
-        kept = np.sort(np.concatenate([same, others[: max_trials - len(same)]]))
-        first, second, is_same = first[kept], second[kept], is_same[kept]
-    return _with_both_kinds(Trials(first, second, is_same), "the test set")
+        pairs = random.permutation(_draw_pairs([np.arange(count)], 4 * max_trials, random))
+        others = pairs[numbers[pairs[:, 0]] != numbers[pairs[:, 1]]]
+        of_speakers = [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
+        same = _draw_pairs(of_speakers, max(max_trials // 2, max_trials - len(others)), random)
+        first, second = np.concatenate([same, others[: max_trials - len(same)]]).T
+    return _with_both_kinds(Trials(first, second, numbers[first] == numbers[second]), "the test set")
+
+
+def _draw_pairs(groups: list[np.ndarray], most: int, random: np.random.Generator) -> np.ndarray:
+    """So many of the pairs within groups of utterances at random, or all: int64 (pairs, 2), each pair once at most."""
+    sizes = np.array([len(group) for group in groups])
+    pairs = sizes * (sizes - 1) // 2
+    ends = np.cumsum(pairs)
+    drawn = random.choice(ends[-1], min(most, ends[-1]), replace=False)  # numbers of pairs, group after group
+    group = np.searchsorted(ends, drawn, side="right")
+    number = drawn - (ends - pairs)[group]
+    second = ((1 + np.sqrt(1 + 8 * number)) // 2).astype(np.int64)  # in the group: (0, 1), (0, 2), (1, 2), (0, 3), ...
+    places = np.stack([number - second * (second - 1) // 2, second], 1) + (np.cumsum(sizes) - sizes)[group, None]
+    return np.concatenate(groups)[places]
 
 
 def read_trials(path: Path, utterances: list[str]) -> Trials:
@@ -84,7 +98,8 @@ def read_trials(path: Path, utterances: list[str]) -> Trials:
     index = {utterance: number for number, utterance in enumerate(utterances)}
     rows = []
     for location, fields in read_lines(path):
-        truth, *pair = fields if fields[0] in SAME else [fields[-1], *fields[:-1]]
+        is_kaldis = fields[-1] in ("target", "nontarget") or fields[0] not in SAME
+        truth, *pair = [fields[-1], *fields[:-1]] if is_kaldis else fields
         if len(pair) != 2 or truth not in SAME:
             raise InputError("a line should be `1 utterance utterance`, or `0 ...`", location)
         for utterance in pair:

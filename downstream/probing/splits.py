@@ -119,12 +119,13 @@ def _find_sets(paths: dict[str, Path], options: AudioOptions) -> tuple[dict[str,
 def _find_speakers(sources: dict[str, Source]) -> Speakers:
     """The speaker of every utterance, by the rule of all the sets, or where those of audio differ by directories."""
     rules = {source.speakers.rule: source.speakers for source in sources.values()}
-    for source in sources.values():
-        if source.speakers.problem:
-            raise InputError(source.speakers.problem)
+    problems = [source.speakers for source in sources.values() if source.speakers.problem]
+    for speakers in problems:
+        if not speakers.of_utterance:  # a data directory
+            raise InputError(f"{speakers.problem.partition(': ')[0]}: add one")
     if len(rules) > 1 and isinstance(sources[TRAIN], ArchiveSource):
         raise InputError(f"{sources[TRAIN]} and other sets tell speakers in different ways: give each a utt2spk")
-    if len(rules) > 1:
+    if len(rules) > 1 or problems:
         files = [file for source in sources.values() for file in source.utterances()]
         return Speakers(BY_FOLDER, {file.id: Path(file.location).absolute().parent.name for file in files})
     of_all = {file.id: source.speakers.of(file.id) for source in sources.values() for file in source.utterances()}

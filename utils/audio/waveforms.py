@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ TOLERATED_SECONDS = 1  # that a header may promise, or a segment ask for, beyond
 NIST_HEADER_BYTES = 1024
 ID3_HEADER_BYTES, MPEG_FRAME_BYTES = 10, 2048  # the frame is shorter
 OGG_TAIL_BYTES, OGG_END = 1 << 17, 4  # longer than a page; its flag of the last page
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # the bits of each byte
 # What libsndfile's log says of WAV and CAF (data), W64 (riff), RF64 (Riff size), AU (Data Size) and AIFF (SSND).
 _CLAIMED = re.compile(r"^\s*(?:data|riff|Riff size|Data Size|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _NO_LENGTH = re.compile(r"^\s*Data Size\s*: -1$", re.MULTILINE)
@@ -153,9 +155,10 @@ def _mono_blocks(audio: _AudioFile, channel: int, first: int, samples: int) -> I
     while not is_last:
         block = audio.read(min(at_once, samples - read), dtype="float32", always_2d=True)  # (samples, channels)
         read, is_last = read + len(block), len(block) < at_once or read + len(block) == samples
-        if is_last and read < samples != UNKNOWN_FRAMES:
+        is_guess = is_last and first + samples == audio.frames and _guesses_length(audio)
+        if is_last and read < samples != UNKNOWN_FRAMES and not is_guess:
             raise InputError(f"no audio, truncated or damaged: {read} of {samples} samples can be read")
-        if is_last and first + samples == audio.frames and _guesses_length(audio):
+        if is_guess:
             left = os.fstat(audio.name).st_size - os.lseek(audio.name, 0, os.SEEK_CUR)
             if left > MPEG_FRAME_BYTES:
                 raise InputError("an .mp3 that does not say how long it is, so that only a part is read: convert it")
@@ -264,4 +267,8 @@ def _has_ogg_end(descriptor: int) -> bool:
     page = tail[max(0, tail.rfind(b"OggS")) :]
     num_segments = page[26] if len(page) > 26 else 0
     num_bytes = 27 + num_segments + sum(page[27 : 27 + num_segments])
-    return len(page) >= num_bytes and bool(page[5] & OGG_END) and page[14:18] == serial
+    if len(page) < num_bytes or not page[5] & OGG_END or page[14:18] != serial:
+        return False
+    bits = (page[:22] + bytes(4) + page[26:num_bytes]).translate(REVERSED)  # Ogg's CRC is zlib's of reversed bits
+    checksum = zlib.crc32(bits, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return checksum.to_bytes(4, "big").translate(REVERSED) == page[22:26]

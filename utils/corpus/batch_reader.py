@@ -53,7 +53,7 @@ class _Assembled(Dataset):
         except InputError as error:
             return error  # raised in a worker it would arrive wrapped in a traceback: `batches` raises it
         except OSError as error:
-            return InputError(f"{error.filename}: {error.strerror}")
+            return InputError(f"{error.filename or 'reading data'}: {error.strerror or error}")
         inputs = torch.zeros(len(indices), max(lengths, default=0), mel_dim)  # (batch, longest, mel_dim)
         for row, x, length in zip(inputs, utterances, lengths, strict=True):
             row[:length] = x

@@ -61,7 +61,8 @@ def first_frames(utterance: Utterance, most: int) -> tuple[np.ndarray, bool]:
         return frames[:most], len(frames) > most
     kept, length = [], 0
     for block in utterance.blocks():
-        kept.append(block[: max(0, most - length)])
+        if length < most:
+            kept.append(block[: most - length])
         length += len(block)
     return np.concatenate(kept), length > most
 
