@@ -61,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="Steps of each run.")
     parser.add_argument("--repeats", type=int, default=3, help="Runs of each; the median step is reported.")
     parser.add_argument("--precision", default="fp32", help="As of train_apc.py.")
+    parser.add_argument("--rnn_type", default="gru", help="As of train_apc.py.")
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="Run beside this many processes that compute.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of the table.")
     return parser.parse_args()
@@ -94,7 +95,7 @@ def step_seconds(directory: Path, args: argparse.Namespace, processes: int, thre
         "librispeech_path": directory, "train_split": "train", "val_split": "dev", "store_path": directory / "logs",
         "experiment_name": "speed", "epochs": 1, "batch_size": args.batch_size, "load_data_workers": 1,
         "rnn_hidden_size": args.hidden_size, "rnn_num_layers": args.num_layers, "device": "cpu",
-        "precision": args.precision, "rnn_type": getattr(args, "rnn_type", "gru"),
+        "precision": args.precision, "rnn_type": args.rnn_type,
     }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", TRAIN]
     command += [part for name, value in arguments.items() for part in (f"--{name}", str(value))]

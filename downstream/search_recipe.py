@@ -48,13 +48,7 @@ BASE = {
 }
 FLAGS = {"on": True, "off": False}
 NOT_OF_RECIPES = {"seed", "device", "keep", "load_data_workers", "librispeech_path", "train_split", "val_split"}
-NOT_OF_RECIPES |= {
-    "experiment_name",
-    "store_path",
-    "resume",
-    "overwrite",
-    "feature_dim",
-}  # all these are the search's own
+NOT_OF_RECIPES |= {"experiment_name", "store_path", "resume", "overwrite", "feature_dim"}  # the search's own
 NOT_OF_RECIPES |= {"patience", "max_steps"}  # which end a training before its time
 FRAMES = "front_end", "norm"  # of a recipe, or else of the options of these names
 PACE = "lr_schedule=cosine bucketing=on"

@@ -197,10 +197,9 @@ def main(arguments: list[str] | None = None) -> None:
         with atomic_write(args.save) as file:
             np.save(file, np.concatenate(heard.features))
     median, late = np.percentile(heard.latencies, [50, 99])
-    latency, per_frame = f"{median:.2f} ms (median), {late:.2f} ms (99th percentile)", heard.work_ms / heard.frames
-    print(
-        f"{heard.frames} frames, {args.piece_ms} ms at a time: latency {latency}; {per_frame:.2f} ms of work per frame"
-    )
+    latency = f"latency {median:.2f} ms (median), {late:.2f} ms (99th percentile)"
+    work = f"{heard.work_ms / heard.frames:.2f} ms of work per frame"
+    print(f"{heard.frames} frames, {args.piece_ms} ms at a time: {latency}; {work}")
 
 
 if __name__ == "__main__":

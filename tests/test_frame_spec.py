@@ -256,7 +256,7 @@ def test_a_waveform_of_a_lower_rate_or_a_model_of_unknown_frames_is_told(tmp_pat
         features(model, WAVEFORM, 8000)
 
 
-def test_a_waveform_of_another_rate_may_be_of_any_floating_type(splits):
+def test_a_waveform_of_another_rate_may_be_of_any_floating_type():
     model = APCModel(80, None, RNNConfig(80, 8, 1, 0.0, True)).eval()
     waveform = np.random.default_rng(0).normal(0, 0.1, 44100)
     found, expected = (features(model, waveform.astype(kind), 44100) for kind in (np.float16, np.float32))

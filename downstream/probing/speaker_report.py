@@ -21,7 +21,7 @@ def speaker_lines(study: SpeakerStudy, plan: Plan) -> list[str]:
             lines.append(f"| {' | '.join([name, shown, *('' if rate is None else str(rate) for rate in rates)])} |")
     for score in SCORES:
         if study.rate("log_mel", 0, score):
-            lines += ["", f"By {'LDA' if score == 'lda' else score}, over all time shifts:\n"]
+            lines += ["", f"By {SCORES[score]}, over all time shifts:\n"]
             lines += _claim_lines(study, plan, score)
     return [*lines, ""]
 

@@ -25,7 +25,7 @@ from utils.system.device import jobs_at_once
 from utils.system.files import read_json, remove_leftovers
 from utils.system.workers import call_all
 
-SCORES = ("cosine", "lda")
+SCORES = {"cosine": "cosine", "lda": "LDA"}  # and what people call them
 INTERVAL = (2.5, 97.5)  # percentiles
 
 

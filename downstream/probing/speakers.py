@@ -68,7 +68,7 @@ def make_trials(speakers: list[str], seed: int = 0, max_trials: int = MAX_TRIALS
         first, second = np.triu_indices(count, k=1)
     else:
         random = np.random.default_rng(seed)
-        pairs = random.permutation(_draw_pairs([np.arange(count)], 4 * max_trials, random))
+        pairs = _draw_pairs([np.arange(count)], 4 * max_trials, random)
         others = pairs[numbers[pairs[:, 0]] != numbers[pairs[:, 1]]]
         of_speakers = [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
         same = _draw_pairs(of_speakers, max(max_trials // 2, max_trials - len(others)), random)
@@ -77,7 +77,7 @@ def make_trials(speakers: list[str], seed: int = 0, max_trials: int = MAX_TRIALS
 
 
 def _draw_pairs(groups: list[np.ndarray], most: int, random: np.random.Generator) -> np.ndarray:
-    """So many of the pairs within groups of utterances at random, or all: int64 (pairs, 2), each pair once at most."""
+    """So many of the pairs within groups of utterances at random, or all, in random order: int64 (pairs, 2)."""
     sizes = np.array([len(group) for group in groups])
     pairs = sizes * (sizes - 1) // 2
     ends = np.cumsum(pairs)

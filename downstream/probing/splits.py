@@ -122,7 +122,7 @@ def _find_speakers(sources: dict[str, Source]) -> Speakers:
     problems = [source.speakers for source in sources.values() if source.speakers.problem]
     for speakers in problems:
         if not speakers.of_utterance:  # a data directory
-            raise InputError(f"{speakers.problem.partition(': ')[0]}: add one")
+            raise InputError(f"{speakers.problem.rpartition(': ')[0]}: add one")
     if len(rules) > 1 and isinstance(sources[TRAIN], ArchiveSource):
         raise InputError(f"{sources[TRAIN]} and other sets tell speakers in different ways: give each a utt2spk")
     if len(rules) > 1 or problems:

@@ -179,7 +179,7 @@ def speaker_claims(plan: Plan, speakers: SpeakerStudy | None) -> list[str]:
     for score in SCORES:
         if speakers.rate("log_mel", 0, score) is not None:
             rates = [Rate.mean(speakers.rate(system, layer, score) for system in systems) for layer in plan.layers]
-            difference, name = rates[-1] - rates[0], "LDA" if score == "lda" else score
+            difference, name = rates[-1] - rates[0], SCORES[score]
             lines.append(
                 f"- {_verdict(difference.interval[0])}: {sentence}, equal error rate of new speakers by {name}: "
                 f"{', '.join(map(str, rates))} % by layer, means over {len(systems)} time shifts; the first is lower "

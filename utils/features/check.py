@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from utils.audio.front_ends import FRONT_ENDS
 from utils.configs import RELEASED_NAME
-from utils.corpus.arguments import audio_options, choose_scaling
+from utils.corpus.arguments import audio_options, choose_scaling, front_end_of
 from utils.corpus.audio_source import AudioSource
 from utils.corpus.find_source import find_source
 from utils.corpus.frame_spec import FrameSpec
@@ -141,7 +141,7 @@ def check(model: "APCModel", args: argparse.Namespace) -> None:
     data = find_source(args.check, audio_options(args, own))
     candidates = _candidates(own, args, data)
     for spec in candidates:
-        source = data.made_by(audio_options(args, spec).front_end) if isinstance(data, AudioSource) else data
+        source = data.made_by(front_end_of(args, spec)) if isinstance(data, AudioSource) else data
         check_frame_size(source, model.mel_dim)
         takes_map = len(candidates) == 1 or scope(spec.norm or source.front_end.norm) == "speaker"
         scaling = choose_scaling(args if takes_map else _without_map(args), source, spec)
