@@ -16,6 +16,7 @@ from conftest import make_prepared, make_splits
 from fault_runs import Ended, experiment, runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.cuda._utils import _get_device_index
 from training_runs import MEL, SEQ, TOO_LARGE, curves
 from training_runs import train as train_here
 
@@ -207,6 +208,20 @@ def test_torchrun_is_all_it_takes(tmp_path):
     assert ran.returncode == 0, ran.stderr
     log = (tmp_path / "logs/foo.dir/foo.log").read_text()
     assert "2 processes on cpu" in log and log.count("epoch 1: training loss") == 1
+
+
+@pytest.mark.parametrize(("device", "size", "current"), [("auto", 1, []), ("cuda:1", 1, [1]), ("auto", 2, [1])])
+def test_each_process_makes_current_the_gpu_that_is_given_or_its_own(monkeypatch, device, size, current):
+    made_current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: made_current.append(_get_device_index(device)))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(Ranks, "__exit__", lambda *error: None)
+    for name, value in {"RANK": 1, "WORLD_SIZE": size, "LOCAL_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with Ranks(device) as ranks:
+        assert ranks.device.type == "cuda" and made_current == current
 
 
 def test_no_process_is_forked_once_the_ranks_have_threads(workplace, monkeypatch):

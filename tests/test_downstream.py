@@ -105,7 +105,7 @@ def test_phones_are_recognised_from_shares_of_the_training_set(corpus, tmp_path,
     quick = ["--seeds", "1", "--fractions", "0.5", "1", "--recogniser_epochs", "1", "--recogniser_hidden_size", "32",
              "--recogniser_min_steps", "20", "--recogniser_learning_rate", "1e-2", "--fine_tune_epochs", "2",
              "--encoder_learning_rate", "2e-3"]  # fmt: skip
-    tuned = "--checkpoint", checkpoint, "--fine_tune", "--layer", "0", "--recogniser_epochs", "6"
+    tuned = "--checkpoint", checkpoint, "--fine_tune", "--layer", "0", "--recogniser_epochs", "6", "--device", "cpu"
     found = {}
     for more in ((), ("--checkpoint", checkpoint), tuned):
         phone_recognition.main(arguments(corpus, tmp_path, *quick, *more))

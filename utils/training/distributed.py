@@ -56,7 +56,7 @@ class Ranks:
         self._all_exit = False  # whether all ranks are about to exit
 
     def __enter__(self) -> "Ranks":
-        if self.device.type == "cuda":
+        if self.device.index is not None:  # of a GPU
             torch.cuda.set_device(self.device)
         if self.size > 1:
             if dist.is_torchelastic_launched():
