@@ -2,14 +2,15 @@
 # versions of constraints.txt.
 
 enter_environment() {
-    local requirements=$1 wanted stamp=.venv/.installed
-    wanted="$requirements $(cat requirements*.txt constraints.txt | cksum)"
-    [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+    local requirements=$1 versions stamp=.venv/.installed
+    versions=$(cat requirements*.txt constraints.txt | cksum)
+    [ -f .venv/bin/activate ] || "${PYTHON:-python3}" -m venv .venv # which writes activate last
     # shellcheck disable=SC1091
     . .venv/bin/activate
-    if ! grep -qxF "$wanted" "$stamp" 2>/dev/null; then
+    grep -qxF "$versions" "$stamp" 2>/dev/null || rm -f "$stamp" # of other versions
+    if ! grep -qxF "$requirements" "$stamp" 2>/dev/null; then
         echo "installing $requirements into .venv"
         python -m pip install --quiet --disable-pip-version-check -r "$requirements" -c constraints.txt
-        echo "$wanted" >>"$stamp"
+        printf '%s\n' "$versions" "$requirements" >>"$stamp"
     fi
 }

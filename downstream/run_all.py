@@ -196,20 +196,24 @@ def recognise(study: Study, args: argparse.Namespace, plan: Plan, best: Best, pa
         study.recognise(systems, plan.fractions)
 
 
-def verify_speakers(args: argparse.Namespace, plan: Plan, device: torch.device) -> SpeakerStudy | None:
-    """Train a model for each time shift on --speaker_data, and verify its test speakers; None where it is not given."""
+def speaker_study(args: argparse.Namespace, device: torch.device) -> SpeakerStudy | None:
+    """The study of --speaker_data; None where it is not given."""
     if args.speaker_data is None:
         return None
-    corpus, directory = load_speaker_corpus(args), args.save_dir / "speakers"
-    study = SpeakerStudy(corpus, directory / "results", range(args.seed, args.seed + args.seeds), device)
+    results, seeds = args.save_dir / "speakers" / "results", range(args.seed, args.seed + args.seeds)
+    return SpeakerStudy(load_speaker_corpus(args), results, seeds, device)
+
+
+def verify_speakers(study: SpeakerStudy, args: argparse.Namespace, plan: Plan) -> None:
+    """Train a model for each time shift on the speakers' corpus, and verify its test speakers."""
     study.verify_log_mel()
-    config = rnn_config(args, corpus.mel_dim)
+    config = rnn_config(args, study.corpus.mel_dim)
     for seed in study.seeds:
         study.verify(f"{RANDOM}_seed{seed}", plan.layers, partial(random_model, config, seed))
-    for time_shift, training in train_time_shifts(args, plan, directory, corpus, device).items():
+    directory = args.save_dir / "speakers"
+    for time_shift, training in train_time_shifts(args, plan, directory, study.corpus, study.device).items():
         make_model = partial(load_pretrained, training.checkpoint())
         study.verify(plan.trained(time_shift), plan.layers, make_model)
-    return study
 
 
 def run(args: argparse.Namespace) -> None:
@@ -220,6 +224,7 @@ def run(args: argparse.Namespace) -> None:
     options = StudyOptions(probe_options(args), abx_options(args), recognition_options(args))
     study = Study(corpus, args.save_dir / "results", seeds, training_seeds, options, device)
     plan = Plan(args.time_shifts, args.epochs, list(range(args.num_layers)), args.context, args.fractions)
+    speakers = speaker_study(args, device)  # first: a corpus that is of no use stops the run here
     probe_baselines(study, args, plan)
     trainings = train_time_shifts(args, plan, args.save_dir, corpus, device)
     for time_shift, training in trainings.items():
@@ -231,7 +236,8 @@ def run(args: argparse.Namespace) -> None:
     paths = train_again(study, args, plan, best)
     model = load_pretrained(paths[args.seed], device)
     recognise(study, args, plan, best, paths)
-    speakers = verify_speakers(args, plan, device)
+    if speakers:
+        verify_speakers(speakers, args, plan)
     report = write_report(head_lines(args), study, plan, model, args.save_dir / "report", speakers)
     summary = write_summary(study, plan, args.save_dir / "report", speakers)
     print(*(path.read_text(encoding="utf-8") for path in (report, summary)), report, summary, sep="\n")

@@ -140,6 +140,19 @@ def test_lines_are_told_apart_without_colour_and_the_legend_lists_them_from_the_
     assert legend.get_window_extent().x1 <= figure.bbox.x1
 
 
+def test_a_legend_of_many_lines_has_room():
+    figure = new_figure(6.8, 7.2)
+    panels = figure.subplots(2, 1)
+    for axes in panels:
+        for number in range(30):
+            axes.plot([1, 2, 3], [5, 6, number], label=f"APC, time shift {number}", **line_style(number))
+        legend_beside(axes)
+    figure.draw_without_rendering()
+    upper, lower = (axes.get_legend().get_window_extent() for axes in panels)
+    assert figure.bbox.y1 > upper.y1 > upper.y0 > lower.y1 > lower.y0 > figure.bbox.y0
+    assert panels[0].get_window_extent().height > 300
+
+
 def test_a_figure_is_saved_at_200_dots_an_inch_and_to_print_with_text_as_text(tmp_path):
     figure = new_figure(2, 1)
     figure.subplots().set_xlabel("\u0395")

@@ -1,5 +1,6 @@
 """Facts about installing: lower bounds leave a lab's versions alone, the pins are those that the tests ran with."""
 
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,36 @@ def test_requirements_ask_for_lower_bounds_that_the_pinned_versions_meet():
     for name, pin in pins.items():
         (bound,) = pin
         assert bound.operator == "==" and wanted.get(name, pin).contains(bound.version), name
+
+
+def test_an_environment_is_made_whole_and_holds_the_present_versions(tmp_path):
+    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").touch()  # python -m venv was interrupted
+    make = tmp_path / "python"
+    make.write_text(
+        "#!/bin/sh\n"
+        'echo "PATH=$PWD/.venv/bin:$PATH" >.venv/bin/activate\n'
+        "printf '#!/bin/sh\\necho \"$*\" >>installed\\n' >.venv/bin/python && chmod +x .venv/bin/python\n"
+    )
+    make.chmod(0o755)
+
+    def installs(requirements, versions):
+        (tmp_path / "constraints.txt").write_text(versions)
+        (tmp_path / "installed").unlink(missing_ok=True)
+        script = f". {ROOT}/environment.sh; enter_environment {requirements}"
+        subprocess.run(["bash", "-ec", script], cwd=tmp_path, env=os.environ | {"PYTHON": str(make)}, check=True)
+        return (tmp_path / "installed").exists()
+
+    runs = [
+        ("requirements.txt", "1"),
+        ("requirements-dev.txt", "1"),
+        ("requirements.txt", "1"),
+        ("requirements.txt", "2"),
+    ]
+    runs += [("requirements-dev.txt", "1"), ("requirements-dev.txt", "1")]
+    assert [installs(*run) for run in runs] == [True, True, False, True, True, False]
 
 
 def test_pip_install_is_refused_in_one_line(tmp_path):

@@ -20,6 +20,7 @@ from downstream.probing.plan import Plan
 from downstream.probing.report import CORPUS, Claim
 from downstream.probing.scoring import percent
 from downstream.probing.speaker_report import speaker_lines
+from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.summary import Difference, speaker_claims
 from load_pretrained_model import load_pretrained
 from utils.audio.frames import SAMPLE_RATE
@@ -154,7 +155,12 @@ def test_a_random_network_is_decided_by_its_seed_alone():
 
 @pytest.mark.parametrize(
     ("best", "other", "holds"),
-    [((0.40, 0.01), (0.45, 0.01), True), ((0.40, 0.02), (0.45, 0.02), False), ((0.45, 0.0), (0.40, 0.0), False)],
+    [
+        ((0.40, 0.01), (0.45, 0.01), True),
+        ((0.40, 0.02), (0.45, 0.02), False),
+        ((0.45, 0.0), (0.40, 0.0), False),
+        ((1.0, 0.0), (1.0, 0.0), False),
+    ],
 )
 def test_a_claim_holds_where_the_difference_is_more_than_two_of_its_deviations(best, other, holds):
     assert Claim(best, other).holds is holds
@@ -176,7 +182,8 @@ def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monke
     command = f"--data . --speaker_data {data} --quick --time_shifts 3 --epochs 1 --hidden_size 8 --num_layers 2"
     args = run_all.parse_arguments([*command.split(), "--num_workers", "0", "--save_dir", str(tmp_path / "out")])
     plan = Plan([3], 1, [0, 1], 5, [1.0])
-    study = run_all.verify_speakers(args, plan, torch.device("cpu"))
+    study = run_all.speaker_study(args, torch.device("cpu"))
+    run_all.verify_speakers(study, args, plan)
     text = "\n".join(speaker_lines(study, plan))
     assert (
         "trained on 5 utterances of 5 speakers" in text
@@ -194,9 +201,13 @@ def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monke
 
     monkeypatch.setattr("subprocess.Popen", None)
     monkeypatch.setattr("downstream.probing.speaker_study.verification_scores", None)
-    again = run_all.verify_speakers(args, plan, torch.device("cpu"))
+    again = run_all.speaker_study(args, torch.device("cpu"))
+    run_all.verify_speakers(again, args, plan)
     assert "\n".join(speaker_lines(again, plan)) == text
+    mended = study.corpus._replace(speakers={name: f"new-{of}" for name, of in study.corpus.speakers.items()})
+    with pytest.raises(InputError, match="speakers/results holds results of other utterances or speakers; give"):
+        SpeakerStudy(mended, study.directory, study.seeds, study.device)
     shutil.copytree(data / "train-many/s0", data / "test-few/s0")
     (data / "test-few/s0/s0_0.wav").rename(data / "test-few/s0/s0_9.wav")
     with pytest.raises(InputError, match="speaker s0 is in train as well, but those of test must be new"):
-        run_all.verify_speakers(args, plan, torch.device("cpu"))
+        run_all.speaker_study(args, torch.device("cpu"))

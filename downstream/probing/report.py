@@ -52,7 +52,9 @@ class Claim(NamedTuple):
     def deviations(self) -> float:
         """The difference, positive where the trained layer is better, in its standard deviations."""
         difference, deviation = self.other[0] - self.best[0], math.hypot(self.best[1], self.other[1])
-        return difference / deviation if deviation else math.copysign(math.inf, difference)
+        if deviation:
+            return difference / deviation
+        return math.copysign(math.inf, difference) if difference else 0.0
 
     @property
     def holds(self) -> bool:
@@ -141,7 +143,7 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
     are = "those of" if tested <= known else "not in" if tested.isdisjoint(known) else "partly those of"
     speakers = (
         "Speaker tasks: features averaged over each utterance; equal error rate (EER) over pairs of test utterances; "
-        f"the test speakers are {are} train."
+        f"the test speakers are {are} train. The random network is that of the first seed."
     )
     if study.no_speakers:
         speakers = f"Speaker tasks: none ({study.no_speakers})."

@@ -20,9 +20,9 @@ from downstream.probing.features import FeatureSets
 from downstream.probing.scoring import equal_error_rate
 from downstream.probing.speakers import bootstrap_rates, make_trials, verification_scores
 from downstream.probing.splits import TEST
-from downstream.probing.study import RANDOM, MakeFeatures, Result, Task, missing_calls
+from downstream.probing.study import RANDOM, MakeFeatures, Result, Task, missing_calls, open_results
 from utils.system.device import jobs_at_once
-from utils.system.files import read_json, remove_leftovers
+from utils.system.files import read_json
 from utils.system.workers import call_all
 
 SCORES = {"cosine": "cosine", "lda": "LDA"}  # and what people call them
@@ -60,14 +60,13 @@ class SpeakerStudy:
     """The results of verification, kept in a directory, computed where they are missing.
 
     Raises:
-        InputError: test has a single speaker, or no speaker with two utterances.
+        InputError: test has a single speaker, or no speaker with two utterances; or the results are of other ones.
     """
 
     def __init__(self, corpus: Corpus, directory: Path, seeds: Sequence[int], device: torch.device) -> None:
         self.corpus, self.directory, self.seeds, self.device = corpus, directory, seeds, device
         self.trials = make_trials(corpus.speakers_of(TEST), seeds[0])
-        directory.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(directory)
+        open_results(directory, corpus)
 
     def verify_log_mel(self) -> None:
         """Verify with averages of log Mel."""

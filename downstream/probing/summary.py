@@ -1,8 +1,7 @@
 """The results page: the main systems in a table, and the claims of the two papers, each with figures and an interval.
 
-A difference of errors has an interval of two standard deviations on each side, over seeds, which is wider than that of
-95 % for the mean of three; one of equal error rates has a 95 % interval by the bootstrap, over speakers. A claim holds
-where the whole interval is above 0.
+A difference of errors has an interval of two standard deviations on each side, over seeds; one of equal error rates has
+a 95 % interval by the bootstrap, over speakers. A claim holds where the whole interval is above 0.
 """
 
 import math
@@ -65,7 +64,8 @@ class Errors(NamedTuple):
 def write_summary(study: Study, plan: Plan, directory: Path, speakers: SpeakerStudy | None = None) -> Path:
     """Write summary.md into a directory, from the results that are there; return its path."""
     best = choose_best(study, plan)
-    lines = ["# Results\n", *_table_lines(study, plan, best, speakers), "", *_method_lines(study, plan, best), ""]
+    lines = ["# Results\n", *_table_lines(study, plan, best, speakers), ""]
+    lines += [*_method_lines(study, plan, best, speakers), ""]
     lines += ["## Claims\n", PAPERS, *_phone_claims(study, plan, best), *_layer_claims(study, plan, best)]
     lines += [*speaker_claims(plan, speakers), *_recognition_claims(study, plan, best), ""]
     with atomic_write(directory / "summary.md") as file:
@@ -115,18 +115,22 @@ def _rate(plan: Plan, best: Best, row: Row, score: str, speakers: SpeakerStudy |
     return speakers.rate(system, row.layer, score)
 
 
-def _method_lines(study: Study, plan: Plan, best: Best) -> list[str]:
+def _method_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy | None) -> list[str]:
     """What the figures are."""
     trainings, seeds = len(study.training_seeds), len(study.seeds)
     read = "probes and recognisers" if plan.fractions else "probes"
+    new, of_new = "", ""
+    if speakers:
+        new = " New speakers: one training, on another corpus, 95 % intervals over speakers."
+        of_new = "; of new speakers 95 %, over speakers"
     return [
         f"Errors on test in %, mean ± standard deviation. The layers and the time shift, {best.time_shift} of "
         f"{', '.join(map(str, plan.time_shifts))}, were chosen on dev. APC was trained {trainings} times with that "
         f"time shift, and probed once each time; there are {seeds} random networks, and {seeds} {read} "
-        "of log Mel. Probes are linear but for mlp3, a perceptron of three hidden layers. New speakers: one training, "
-        "on another corpus, 95 % intervals over speakers. report.md has every layer and time shift.\n",
+        f"of log Mel. Probes are linear but for mlp3, a perceptron of three hidden layers.{new} report.md has every "
+        "layer and time shift.\n",
         "Differences below are in percentage points. Their intervals are two standard deviations on each side, over "
-        "trainings, random networks and probes, not over utterances of test; of new speakers 95 %, over speakers.",
+        f"trainings, random networks and probes, not over utterances of test{of_new}.",
     ]
 
 

@@ -21,6 +21,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)))
 MARKERS = "os^Dv<>"
 REFERENCE_DASHES = ((0, (1, 1)), (0, (4, 2)), (0, (6, 2, 1, 2)), (0, (8, 3)), (0, (1, 3)))
 DPI = 200
+LEGEND_ROW = 0.16  # inches, of 8 points
 PALETTE = 256  # colours of a PNG, which make it three times smaller
 
 # What a line looks like, as matplotlib's keyword arguments
@@ -51,7 +52,10 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def legend_beside(axes: "Axes") -> None:
-    """Put a legend to the right of the data; its entries stand in the order of the right ends of their lines."""
+    """Put a legend to the right of the data; its entries stand in the order of the right ends of their lines.
+
+    The figure becomes higher where one above the other such legends for all its axes would not fit.
+    """
 
     def right_end(entry: tuple["Artist | Container", str]) -> float:
         line = entry[0][0] if isinstance(entry[0], tuple) else entry[0]  # of error bars the first part is the line
@@ -60,6 +64,8 @@ def legend_beside(axes: "Axes") -> None:
     entries = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=right_end, reverse=True)
     place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "borderaxespad": 0}
     axes.legend(*zip(*entries, strict=True), **place, frameon=False, fontsize=8, handlelength=3.2)
+    least = len(axes.figure.axes) * (LEGEND_ROW * len(entries) + 0.5)
+    axes.figure.set_figheight(max(axes.figure.get_figheight(), least))
 
 
 def to_png(figure: "Figure", dpi: int = DPI) -> bytes:
