@@ -17,7 +17,8 @@ from utils.system.errors import InputError
 
 
 class Upstream(nn.Module):
-    """A model that computes its frames, too. The log Mel passes no gradient on to the waveform; the model learns.
+    """A model that computes its frames, too. The log Mel passes no gradient on to the waveform; the model learns,
+    on a GPU only after `.train()`.
 
     Args:
         model: any that reads log Mel.

@@ -84,6 +84,8 @@ def features(model: APCModel, waveform: torch.Tensor | np.ndarray, sample_rate: 
     Raises:
         InputError: another shape or type, a lower sample rate, a NaN, or fewer samples than a window has.
     """
+    if isinstance(waveform, torch.Tensor):
+        waveform = waveform.detach().cpu()
     frames = model.frame_spec.make_frames(np.asarray(waveform), sample_rate, seed)
     return model(frames[None])[1][:, 0]
 

@@ -29,7 +29,7 @@ from datasets import BatchOrder, BatchReader, Sets, load_sets
 from utils import PrenetConfig, RNNConfig
 from utils.corpus.batch_reader import Batch, Share
 from utils.corpus.frame_spec import UNKNOWN
-from utils.rnn.precision import describe_precision
+from utils.rnn.precision import describe_precision, scales_gradients
 from utils.system.errors import InputError, Stopped, run_script
 from utils.system.memory import reuse_freed_memory
 from utils.system.signals import StopRequest
@@ -70,7 +70,7 @@ class Trainer:
         self.objective = Objective(self.model, args.time_shift, args.loss, args.precision)
         self.parallel = ranks.parallel(self.objective)
         self.optimizer = make_optimizer(args.optimizer, self.model.parameters(), args.learning_rate)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales_gradients(args.precision, self.device))
         self.order = BatchOrder(self.train_set.lengths, args.batch_size, args.seed, args.bucketing)
         self.learning_rate = LearningRate(self.optimizer, args, len(self.order))
         self.progress = Progress()
@@ -232,7 +232,8 @@ def main() -> None:
             start = ranks.run_on_all(read_checkpoint, args.init_from, args.rnn_residual).frame_spec
         sets = ranks.run_on_all(load_sets, args, start)
         config = make_config(args, sets, ranks.size)
-        ranks.check_same_config({key: value for key, value in config.items() if key not in MAY_DIFFER})
+        of_all = {key: value for key, value in config.items() if key not in MAY_DIFFER}
+        ranks.check_same_config(of_all | {"device": ranks.device.type})  # auto may find another one
         experiment = NullExperiment()
         if ranks.is_first:
             names = args.store_path, args.experiment_name

@@ -6,8 +6,8 @@
 
 A recipe is a line of options of train_apc.py (flags with the value on or off) and of norm and front_end of the frames;
 what it does not name is as in BASE. Unless it names its epochs, it is trained for as many as take --minutes of one
-core's time: the time of the first epoch tells how many. Times are of the CPU, so that other jobs favour none. An
-interrupted search continues with the same command.
+core's time: the time of the first epoch tells how many. Times are of the CPU, so that other jobs favour none, or on a
+GPU those of the clock. An interrupted search continues with the same command.
 """
 
 import sys
@@ -21,7 +21,10 @@ import argparse
 import re
 import resource
 import tempfile
+import time
 from typing import Any
+
+import torch
 
 from downstream.probing.arguments import NORMS, add_probe_options, make_parser, probe_options, results_directory
 from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus
@@ -112,19 +115,26 @@ def corpus_of(args: argparse.Namespace, recipe: dict[str, str]) -> Corpus:
     return load_corpus(argparse.Namespace(**vars(args) | frames | {"save_dir": directory}))
 
 
-def epochs_within(minutes: float, arguments: list[str]) -> int:
-    """The number of epochs that take so many minutes of one core.
+def epochs_within(minutes: float, arguments: list[str], device: torch.device) -> int:
+    """The number of epochs that take so many minutes of one core, or of a GPU.
 
     An epoch takes the time of a training of one epoch less that of a training of none.
     """
     seconds = []
     with tempfile.TemporaryDirectory() as store:
         for epochs in (0, 1):
-            start = resource.getrusage(resource.RUSAGE_CHILDREN)
+            start = _seconds_used(device)
             train([Training(Path(store), f"timing{epochs}", epochs, arguments)])
-            end = resource.getrusage(resource.RUSAGE_CHILDREN)
-            seconds.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
+            seconds.append(_seconds_used(device) - start)
     return max(1, round(60 * minutes / (seconds[1] - seconds[0])))
+
+
+def _seconds_used(device: torch.device) -> float:
+    """The CPU time of trainings that have ended, or on a GPU the clock's."""
+    if device.type != "cpu":
+        return time.perf_counter()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def try_recipe(args: argparse.Namespace, line: str, path: Path) -> dict[str, Any]:
@@ -140,7 +150,7 @@ def try_recipe(args: argparse.Namespace, line: str, path: Path) -> dict[str, Any
     options = options_of({name: FLAGS.get(value, value) for name, value in settings.items()})
     epochs_path = path.with_suffix(".epochs")
     if not epochs_path.exists():
-        write_json(epochs_path, {"epochs": int(epochs or epochs_within(args.minutes, options))})
+        write_json(epochs_path, {"epochs": int(epochs or epochs_within(args.minutes, options, device))})
     epochs = read_json(epochs_path)["epochs"]
     training = Training(args.save_dir / "models", path.stem, epochs, options)
     train([training])

@@ -207,7 +207,7 @@ def test_recipes_are_trained_for_equal_time_ranked_and_kept(corpus, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr("downstream.search_recipe.train", burn)
-        one, four = (search_recipe.epochs_within(minutes, []) for minutes in (0.05, 0.2))
+        one, four = (search_recipe.epochs_within(minutes, [], torch.device("cpu")) for minutes in (0.05, 0.2))
     assert 1 < one < four < 8 * one
     tiny = "rnn_hidden_size=8 rnn_num_layers=1 epochs=1"
     command = ["--data", str(corpus), "--save_dir", str(tmp_path), "--num_workers", "0", "--probe_epochs", "2"]

@@ -40,9 +40,12 @@ def test_a_file_is_not_blamed_for_the_limits_of_the_process(number):
 def test_a_gpu_computes_in_float32_whatever_the_script(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = True
+    libraries = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [library.allow_tf32 for library in libraries]
     try:
-        assert pick_device("auto").type == "cuda" and not torch.backends.cudnn.allow_tf32
+        for library in libraries:
+            library.allow_tf32 = True
+        assert pick_device("auto").type == "cuda" and not any(library.allow_tf32 for library in libraries)
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        for library, allowed in zip(libraries, before, strict=True):
+            library.allow_tf32 = allowed

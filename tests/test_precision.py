@@ -12,6 +12,7 @@ from training_runs import SMALL, TOO_LARGE, curves, made, stop_at, train
 
 import train_apc
 from utils.corpus.prepared import load_tensor, save_tensor
+from utils.rnn.precision import scales_gradients
 from utils.rnn.products import has_bf16_products, matmul_library
 from utils.system.errors import InputError, Stopped
 from utils.system.untrusted import load_untrusted
@@ -62,6 +63,18 @@ def test_what_is_saved_is_float32_and_resumes_bit_for_bit(workplace, monkeypatch
     assert made("whole") == made("cut")
     with pytest.raises(InputError, match=f"precision was {precision} and is now fp32"):
         train(monkeypatch, "--prenet_num_layers", 1, "--rnn_dropout", 0.3, "--experiment_name", "cut", "--resume")
+
+
+def test_bf16_scales_gradients_on_a_gpu_and_resumes_there_what_a_cpu_began(workplace, monkeypatch):
+    devices = map(torch.device, ("cuda", "cuda:1", "cpu"))
+    assert [scales_gradients("bf16", device) for device in devices] == [True, True, False]
+    train(monkeypatch, "--precision", "bf16", "--epochs", 1, "--device", "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_apc, "scales_gradients", lambda precision, device: True)
+        train(patch, "--precision", "bf16", "--epochs", 2, "--device", "cpu", "--resume")
+    (*_, last) = sorted((LOGS / "foo.dir").glob("*.state"), key=lambda path: int(re.findall(r"\d+", path.name)[-1]))
+    assert load_untrusted(last)["scaler"]["scale"] >= 1
+    train(monkeypatch, "--precision", "bf16", "--epochs", 3, "--device", "cpu", "--resume")
 
 
 def test_a_gradient_scale_that_is_too_large_is_lowered_and_no_error(workplace, monkeypatch):

@@ -34,7 +34,7 @@ BLANK = 0  # the class of phone n is n + 1
 EVAL_BATCH = 32  # utterances
 POOL = 8  # batches that are sorted by length
 PROJECTED, STRIDE = 128, 3  # the size of features in the first convolution, and how many frames make a step
-ENCODER_PRECISION = "bf16"  # of a network's products when it is fine-tuned, where the device has them
+ENCODER_PRECISION = {"cpu": "bf16", "cuda": "fp32"}  # of a network's products when it is fine-tuned, by device
 MIN_LABELLED = 0.5  # of an utterance's frames: of one with fewer, what was said is not known
 
 Batch = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]  # padded inputs, lengths, strings
@@ -75,7 +75,7 @@ class Recogniser(nn.Module):
     def forward(self, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, seq_len, size), int64 (batch,) -> (batch, steps, num_phones + 1), int64 (batch,) steps of each."""
         if self.encoder is not None:
-            with autocast(inputs.device, ENCODER_PRECISION):
+            with autocast(inputs.device, ENCODER_PRECISION[inputs.device.type]):
                 inputs = encode(self.encoder, inputs, lengths, self.layer)
         steps = -(-lengths // STRIDE)
         weight = self.project.weight * self.scale  # standardising is a part of it

@@ -28,7 +28,7 @@ def run_layer(
     if state and packing is None and len(frames) == 1:
         state = _step(rnn, frames[0], state)
         return state[0].unsqueeze(0), state
-    hx = tuple(part.unsqueeze(0) for part in state) or None
+    hx = tuple(part.contiguous().unsqueeze(0) for part in state) or None  # as cuDNN wants it
     if hx and not is_lstm:
         hx = hx[0]
     if packing is None:

@@ -1,4 +1,7 @@
-"""The precision of matrix products by name; everything else, such as states, weights and sums, is float32."""
+"""The precision of matrix products by name; weights and sums are float32, and on a CPU states, too.
+
+On a GPU, PyTorch's autocast has recurrent layers compute in float16 throughout, for bf16 as well.
+"""
 
 import torch
 
@@ -21,6 +24,11 @@ def describe_precision(precision: str, device: torch.device) -> str:
     if available_precision(precision, device) == precision:
         return f"{precision} ({'oneDNN' if precision == 'bf16' else matmul_library()})"
     return f"fp32 ({matmul_library()}: this CPU has no products in bfloat16)"
+
+
+def scales_gradients(precision: str, device: torch.device) -> bool:
+    """Whether gradients are scaled: some would be too small for float16, which a GPU's layers compute in."""
+    return precision == "fp16" or (precision == "bf16" and device.type == "cuda")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

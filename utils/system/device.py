@@ -21,6 +21,7 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"this machine has {torch.cuda.device_count()} CUDA devices", f"--device {name}")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False  # an environment variable may have allowed it
     return device
 
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 EXIT_USER_ERROR = 2
 EXIT_SIGNAL_BASE = 128  # exit code of a process that ends by signal n: 128 + n, as shells and schedulers expect
 HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")  # SHA-256
-OUT_OF_MEMORY = re.compile("(can't allocate|not enough|out of) memory")  # messages of PyTorch's allocators
+OUT_OF_MEMORY = re.compile("(can't allocate|not enough|out of) memory|STATUS_ALLOC_FAILED")  # as PyTorch words it
 
 
 class InputError(ValueError):

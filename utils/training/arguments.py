@@ -126,7 +126,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add("--batch_size", type=positive, default=32, help="Number of utterances per step, across all processes.")
     text = "Process each process's share of a batch in this many parts, to save memory."
     add("--grad_accumulation", type=positive_count, default=1, metavar="PARTS", help=text)
-    text = "Precision of matrix products; all else stays in fp32. A CPU without bf16 products computes in fp32."
+    text = "Precision of matrix products; weights stay in fp32. A CPU without bf16 products computes in fp32."
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help=text)
     add("--learning_rate", type=positive_float, default=1e-4, help="Peak learning rate of the optimizer.")
     text = (

@@ -144,7 +144,8 @@ class Checkpointer:
         try:
             check_numbers(state["scaler"], "gradient scaler")
             for name, part in self.parts.items():
-                part.load_state_dict(state[name])
+                if name != "scaler" or state[name]:  # on the device before, gradients may have needed none
+                    part.load_state_dict(state[name])
             if not self._has_finite_weights():
                 raise ValueError("its weights are NaN or infinite")
             _check_optimizer(self.optimizer)

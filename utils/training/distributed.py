@@ -83,7 +83,7 @@ class Ranks:
                 raise
             message = f"process {self.rank} of {self.size} has lost another one, which may have said why"
             advice = "continue with the same command and --resume"
-            raise InputError(f"{message} ({one_line(lost, 150)}); {advice}") from lost
+            raise InputError(f"{message} ({one_line(lost, 400)}); {advice}") from lost
 
     @property
     def is_first(self) -> bool:
