@@ -232,7 +232,7 @@ WAVEFORM = np.random.default_rng(0).normal(0, 0.1, 16000)
 
 
 @pytest.mark.parametrize("waveform, rate", [
-    (WAVEFORM.astype(np.float32), 16000), (torch.from_numpy(WAVEFORM).float()[None], 16000),
+    (WAVEFORM.astype(np.float32), 16000), (torch.from_numpy(WAVEFORM).float()[None].requires_grad_(), 16000),
     (np.round(WAVEFORM * 32768).astype(np.int16), 16000), (np.repeat(WAVEFORM, 2), 32000),
 ])  # fmt: skip
 def test_features_of_a_waveform_of_any_kind(tmp_path, waveform, rate):
