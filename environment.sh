@@ -4,7 +4,7 @@
 enter_environment() {
     local requirements=$1 versions stamp=.venv/.installed
     versions=$(cat requirements*.txt constraints.txt | cksum)
-    [ -f .venv/bin/activate ] || "${PYTHON:-python3}" -m venv .venv # which writes activate last
+    [ -x .venv/bin/python ] && [ -f .venv/bin/activate ] || "${PYTHON:-python3}" -m venv .venv # activate comes last
     # shellcheck disable=SC1091
     . .venv/bin/activate
     grep -qxF "$versions" "$stamp" 2>/dev/null || rm -f "$stamp" # of other versions

@@ -86,6 +86,7 @@ def features(model: APCModel, waveform: torch.Tensor | np.ndarray, sample_rate: 
     """
     if isinstance(waveform, torch.Tensor):
         waveform = waveform.detach().cpu()
+        waveform = waveform.float() if waveform.dtype == torch.bfloat16 else waveform  # which NumPy has not
     frames = model.frame_spec.make_frames(np.asarray(waveform), sample_rate, seed)
     return model(frames[None])[1][:, 0]
 

@@ -91,6 +91,19 @@ def test_a_manifest_gives_the_tensors_of_its_tree(tree, tmp_path):
     assert tensors(run(tmp_path / "fairseq.tsv", tmp_path / "fairseq")) == tensors(expected)
 
 
+def test_a_manifest_whose_files_move_to_another_speakers_folder_is_not_taken_for_the_same(tree, tmp_path):
+    def write_list():
+        (tmp_path / "list.tsv").write_text("".join(f"{path.stem}\t{path}\n" for path in sorted(tree.glob("*/*"))))
+
+    write_list()
+    run(tmp_path / "list.tsv", tmp_path / "out", "--norm", "speaker")
+    first, *_, last = sorted(tree.glob("*/*"))
+    first.rename(last.parent / first.name)
+    write_list()
+    with pytest.raises(InputError, match="speakers"):
+        run(tmp_path / "list.tsv", tmp_path / "out", "--norm", "speaker")
+
+
 @pytest.mark.parametrize("form", ["wav", "flac", "mp3", "ogg", "opus"])
 def test_a_segment_is_the_part_of_the_whole(tmp_path, form):
     kind = {"subtype": "OPUS", "format": "OGG"} if form == "opus" else {}

@@ -10,7 +10,12 @@ from utils.system.errors import InputError, describe_changes, run_script
 from utils.system.reading import reading
 
 
-@pytest.mark.parametrize("take", [lambda: bytearray(1 << 60), lambda: torch.empty(1 << 50)])
+def on_a_gpu():
+    """As cuDNN fails there."""
+    raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+
+@pytest.mark.parametrize("take", [lambda: bytearray(1 << 60), lambda: torch.empty(1 << 50), on_a_gpu])
 def test_too_little_memory_is_one_line(take, capsys):
     with pytest.raises(SystemExit) as ended:
         run_script(take)

@@ -32,7 +32,7 @@ def test_an_environment_is_made_whole_and_holds_the_present_versions(tmp_path):
     for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
         (tmp_path / name).write_text(name)
     (tmp_path / ".venv/bin").mkdir(parents=True)
-    (tmp_path / ".venv/bin/python").touch()  # python -m venv was interrupted
+    (tmp_path / ".venv/bin/python").touch(0o755)  # python -m venv was interrupted
     make = tmp_path / "python"
     make.write_text(
         "#!/bin/sh\n"

@@ -71,6 +71,7 @@ def test_one_command_trains_probes_and_reports(whole):
     ]
     assert len(list((whole / "results").glob("recognition__*__0.5__seed1.json"))) == 4
     assert len(list((whole / "results").glob("abx__*.json"))) == 3 + 2 * 3 + 3 + 1
+    assert "New speakers" not in (whole / "report" / "summary.md").read_text()
     assert "mlp3 on log Mel" in report and "deviations of the difference" in report
     assert "Speaker tasks: none (the training set has one speaker)" in report
     for picture in ("recognition", "layers", "time_shifts", "epochs", "confusion", "prediction"):
@@ -169,6 +170,14 @@ def test_a_claim_holds_where_the_difference_is_more_than_two_of_its_deviations(b
     assert difference.mean == pytest.approx(other[0] - best[0]) and (difference.low > 0) is holds
 
 
+def test_a_corpus_of_speakers_that_is_of_no_use_stops_the_run_before_all_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_all, "probe_baselines", None)
+    with pytest.raises(InputError, match="nowhere"):
+        run_all.main(
+            ["--data", str(SAMPLE), "--speaker_data", "nowhere", "--save_dir", str(tmp_path / "out"), *QUICK.split()]
+        )
+
+
 def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monkeypatch):
     random, data = np.random.default_rng(0), tmp_path / "data"
     for number in range(11):
@@ -205,7 +214,7 @@ def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monke
     run_all.verify_speakers(again, args, plan)
     assert "\n".join(speaker_lines(again, plan)) == text
     mended = study.corpus._replace(speakers={name: f"new-{of}" for name, of in study.corpus.speakers.items()})
-    with pytest.raises(InputError, match="speakers/results holds results of other utterances or speakers; give"):
+    with pytest.raises(InputError, match="speakers/results holds results of other utterances or speakers; remove it"):
         SpeakerStudy(mended, study.directory, study.seeds, study.device)
     shutil.copytree(data / "train-many/s0", data / "test-few/s0")
     (data / "test-few/s0/s0_0.wav").rename(data / "test-few/s0/s0_9.wav")

@@ -4,6 +4,7 @@
     results/speakers__<system>__<layer>.json
     results/abx__<system>__<layer>.json
     results/recognition__<system>__<layer>__<share>__seed<n>.json
+    results/corpus.json                                              whose they are
 
 A system is a kind of features: 'log_mel', 'random_seed0', 'ts3_epoch20', ... Log Mel has the single layer 0. 'random'
 stands for the random networks of all seeds, 'ts3_epoch20_trainings' for 'ts3_epoch20', 'ts3_epoch20_seed1', ... of
@@ -88,6 +89,9 @@ class Study:
 
     Attributes:
         no_speakers: why the corpus has no speaker tasks, or an empty string.
+
+    Raises:
+        InputError: the directory holds results of other utterances or speakers.
     """
 
     def __init__(
@@ -256,7 +260,9 @@ def open_results(directory: Path, corpus: Corpus) -> None:
     if not path.exists():
         write_json(path, now)
     elif read_json(path) != now:
-        raise InputError(f"{directory} holds results of other utterances or speakers; give another --save_dir")
+        raise InputError(
+            f"{directory} holds results of other utterances or speakers; remove it, or give another --save_dir"
+        )
 
 
 def missing_calls(tasks: Sequence[Task], make_features: MakeFeatures) -> list[Callable[[], None]]:

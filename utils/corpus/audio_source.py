@@ -179,7 +179,7 @@ class AudioSource(Source):
         return cls(
             [_make_utterance(utterance, entry, options) for utterance, entry in named],
             options,
-            speakers or Speakers.by_names(names),
+            speakers or replace(Speakers.by_names(names), is_listed=not all(entry.name for entry in entries)),
             not_read or Counter(),
             (note, *notes) if note else notes,
         )

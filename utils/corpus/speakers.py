@@ -25,12 +25,14 @@ class Speakers:
         of_utterance: the speaker of each utterance; with BY_ID, ids that are not in it are taken apart.
         source: for BY_MAP, the file, for errors.
         problem: why speakers cannot be told, for a job that needs them; empty where they can.
+        is_listed: whether a list names the files: where one lies is then no part of its name.
     """
 
     rule: str = BY_ID
     of_utterance: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     problem: str = ""
+    is_listed: bool = False
 
     @classmethod
     def read(cls, path: str | Path, speaker_first: bool) -> "Speakers":
@@ -94,7 +96,7 @@ class Speakers:
 
     def digest(self) -> str:
         """Hash that identifies this rule."""
-        if self.rule != BY_MAP:
+        if self.rule == BY_ID or (self.rule == BY_FOLDER and not self.is_listed):
             return self.rule
         content = json.dumps(dict(self.of_utterance), sort_keys=True)
         return f"{self.rule}, sha256 {hashlib.sha256(content.encode()).hexdigest()}"
