@@ -147,7 +147,7 @@ def parse_feature_arguments(parser: argparse.ArgumentParser, arguments: list[str
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Add the recipe of training APC, by the names that train_apc.py has but for the sizes."""
     add = parser.add_argument
-    add("--epochs", type=positive, default=8, help="Number of epochs of training each model.")
+    add("--epochs", type=positive, default=10, help="Number of epochs of training each model.")
     add("--hidden_size", type=positive, default=768, help="Hidden size of every recurrent layer.")
     add("--num_layers", type=positive, default=3, help="Number of recurrent layers.")
     add("--rnn_type", choices=RNN_TYPES, default="gru", help="Kind of recurrent layer.")
