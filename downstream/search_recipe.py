@@ -83,12 +83,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add(
-        "--minutes",
-        type=positive_float,
-        default=10.0,
-        help="Train each recipe for this much time of one core, or of a GPU.",
-    )
+    help = "Train each recipe for this much time of one core, or of a GPU."
+    add("--minutes", type=positive_float, default=10.0, help=help)
     help = f"What to try: lines such as 'rnn_dropout=0.2 norm=speaker' (default: {len(RECIPES)} recipes)."
     add("--recipes", nargs="+", default=list(RECIPES), metavar="RECIPE", help=help)
     add_probe_options(parser)

@@ -34,6 +34,12 @@ def validation_loss(name):
     return curves(LOGS / f"{name}.dir")["epoch/val_loss"][-1][1]
 
 
+def last_state():
+    """The last that the experiment foo saved."""
+    (*_, last) = sorted((LOGS / "foo.dir").glob("*.state"), key=lambda path: int(re.findall(r"\d+", path.name)[-1]))
+    return load_untrusted(last)
+
+
 def test_bf16_and_fp16_reach_the_validation_loss_of_fp32_on_real_speech(sample, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     base = (
@@ -72,8 +78,7 @@ def test_bf16_scales_gradients_on_a_gpu_and_resumes_there_what_a_cpu_began(workp
     with monkeypatch.context() as patch:
         patch.setattr(train_apc, "scales_gradients", lambda precision, device: True)
         train(patch, "--precision", "bf16", "--epochs", 2, "--device", "cpu", "--resume")
-    (*_, last) = sorted((LOGS / "foo.dir").glob("*.state"), key=lambda path: int(re.findall(r"\d+", path.name)[-1]))
-    assert load_untrusted(last)["scaler"]["scale"] >= 1
+    assert last_state()["scaler"]["scale"] >= 1
     train(monkeypatch, "--precision", "bf16", "--epochs", 3, "--device", "cpu", "--resume")
 
 
@@ -81,8 +86,7 @@ def test_a_gradient_scale_that_is_too_large_is_lowered_and_no_error(workplace, m
     make_scaler = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: make_scaler(*a, init_scale=2.0**40, **k))
     train(monkeypatch, "--precision", "fp16", "--epochs", 20, "--prenet_num_layers", 1)
-    (*_, last) = sorted((LOGS / "foo.dir").glob("*.state"), key=lambda path: int(re.findall(r"\d+", path.name)[-1]))
-    state = load_untrusted(last)
+    state = last_state()
     assert 1 <= state["scaler"]["scale"] < 2.0**40
     steps = [step for step, _ in curves(LOGS / "foo.dir")["step/loss"]]
     assert 50 < len(steps) < 100 and steps[-1] == 100
@@ -92,8 +96,8 @@ def test_a_gradient_scale_that_is_too_large_is_lowered_and_no_error(workplace, m
 def test_data_that_are_not_finite_are_an_error_in_fp16_too(workplace, monkeypatch):
     path = Path("data/train/spk2-0017.pt")
     save_tensor(path, load_tensor(path).index_fill(0, torch.tensor(3), TOO_LARGE))
-    with pytest.raises(InputError, match=r"loss (inf|nan).*spk2-0017"):
-        train(monkeypatch, "--precision", "fp16")
+    with pytest.raises(InputError, match=r"loss inf.*spk2-0017"):
+        train(monkeypatch, "--precision", "fp16", "--device", "cpu")
 
 
 def test_the_log_says_in_which_precision(workplace, monkeypatch):
