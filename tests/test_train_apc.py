@@ -227,6 +227,37 @@ def test_a_last_state_that_cannot_be_read_falls_back_to_the_one_before(workplace
     assert "cut__step_10.state cannot be read: Input/output error" in Path("logs/cut.dir/cut.log").read_text()
 
 
+def test_without_a_saved_state_the_weights_of_later_epochs_are_not_overwritten(workplace, monkeypatch):
+    train(monkeypatch)
+    before = weights(Path("logs/foo.dir"))
+    for path in Path("logs/foo.dir").glob("*.state"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"foo__epoch_3\.model is there, but no saved state .*--init_from"):
+        train(monkeypatch, "--resume")
+    assert weights(Path("logs/foo.dir")) == before
+
+
+def test_a_state_of_another_pytorch_whose_optimizer_has_more_settings_is_resumed(workplace, monkeypatch):
+    train(monkeypatch)
+    train(monkeypatch, "--experiment_name", "cut", "--epochs", 2)
+    path = max(Path("logs/cut.dir").glob("*.state"), key=lambda path: path.stat().st_mtime)
+    state = torch.load(path, weights_only=True)
+    state["optimizer"]["param_groups"][0]["of_another_version"] = True
+    torch.save(state, path)
+    train(monkeypatch, "--experiment_name", "cut", "--resume")
+    assert made("cut") == made("foo")
+
+
+def test_too_little_memory_while_resuming_does_not_ask_to_overwrite(workplace, monkeypatch):
+    def allocate(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    train(monkeypatch, "--epochs", 2)
+    monkeypatch.setattr("torch.optim.Adam.load_state_dict", allocate)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(monkeypatch, "--resume")
+
+
 def test_what_would_change_the_result_is_refused_on_resume(workplace, monkeypatch):
     train(monkeypatch, "--max_steps", 3)
     for option in (("--batch_size", 5), ("--learning_rate", 1e-3), ("--seed", 4), ("--loss", "padded")):

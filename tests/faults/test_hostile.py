@@ -188,6 +188,16 @@ def test_a_state_of_something_else_is_refused_in_one_line(tmp_path, monkeypatch)
         refused(train_apc.main, match=r"logs/foo\.dir: the last saved state is not of this training")
 
 
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    def allocate(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 80000000 bytes.")
+
+    save_tensor(tmp_path / "a.pt", torch.rand(5, 3))
+    monkeypatch.setattr("torch.load", allocate)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_tensor(tmp_path / "a.pt")
+
+
 def test_names_in_files_never_leave_the_directory(tmp_path):
     write_ark(tmp_path / "a.ark", [("a-1-1", np.ones((2, 2), np.float32))])
     for name in ("../x", "/etc/x", "a\0b", "..", ".hidden", "a/b"):

@@ -1,7 +1,11 @@
 """Facts about two runs in one directory at the same time: the second is refused, and the first is unharmed."""
 
+import errno
+
 import pytest
 from fault_runs import JOBS, TRAIN, Ended, left_alone, make_workplace, runs, until
+
+from utils.system.files import lock_directory
 
 
 def assert_refused(ended: Ended, job):
@@ -47,3 +51,13 @@ def test_experiments_of_other_names_do_not_wait_for_each_other(tmp_path):
         go.touch()
         assert runs().wait(first).code == 0
     assert TRAIN.made(tmp_path) == alone.made
+
+
+def test_where_a_file_system_has_no_locks_a_run_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("utils.system.files.fcntl.lockf", refuse)
+    with lock_directory(tmp_path / "out", "another run"):
+        (tmp_path / "out" / "a").touch()
+    assert "this file system has no locks" in capsys.readouterr().err

@@ -35,6 +35,13 @@ class Stopped(Exception):
         self.signum = signum
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of a GPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None  # PyTorch's
+    )
+
+
 def one_line(text: object, limit: int = 400) -> str:
     """Text on one printable line of at most `limit` characters, whatever a hostile file put into it."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
@@ -105,8 +112,8 @@ def _exit_code(main: Callable[[], None]) -> int:
         if error.errno is None:  # raised by a library, not by the system: keep its traceback
             raise
         message = f"error: {one_line(error.strerror)}" + (f": {error.filename}" if error.filename else "")
-    except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
-        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         message = f"error: too little memory: choose smaller sizes or batches ({one_line(error, 200)})"
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)

@@ -1,11 +1,13 @@
 """Files that appear whole or not at all, names that stay in their directory, and one owner a directory."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,6 +23,7 @@ except ImportError:  # Windows has no fcntl: there, a directory is not locked
 
 TEMPORARY_FILES = ".writing-*.tmp"
 LOCK_FILE = ".lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems without them say
 MAX_JSON_BYTES = 64 << 20
 MAX_NAME_BYTES = 200  # file systems allow 255: leaves room for an ending and a temporary name
 
@@ -134,6 +137,10 @@ def lock_directory(directory: Path, what: str, check: Callable[[], None] = lambd
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # by process, so that no forked worker keeps it
             except (BlockingIOError, PermissionError) as error:
                 raise InputError(f"{directory} is in use by {what}; wait for it to end") from error
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                print(f"{directory}: this file system has no locks; let no other process write there", file=sys.stderr)
         if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(file.fileno())):
             # its owner has removed it since it was opened here
             raise InputError(f"{directory} was in use by {what} just now; run the same command again")

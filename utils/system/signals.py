@@ -11,7 +11,7 @@ from types import FrameType
 from utils.system.errors import EXIT_SIGNAL_BASE, Stopped
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
-WORKER_GRACE = 30  # seconds
+WORKER_GRACE = 300  # seconds: a step and a save may take long
 LOOK_EVERY = 0.5  # seconds
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from utils.system.errors import InputError, one_line
+from utils.system.errors import InputError, is_out_of_memory, one_line
 from utils.system.reading import MAX_FILE_BYTES, read_bytes
 
 MAX_OPCODES = 1 << 19  # of a pickle: a state dict has about 20 a tensor
@@ -74,6 +74,8 @@ def load_untrusted(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> Any:
     except InputError as error:
         raise InputError(f"{path} {error}") from error
     except Exception as error:  # a damaged file makes zipfile, pickletools and torch.load raise nearly anything
+        if is_out_of_memory(error) and content.startswith(ZIP_MAGIC):  # the other format may claim any size
+            raise
         raise InputError(f"{path} is damaged: {one_line(error, 200)}") from error
     return loaded
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.system.errors import InputError, one_line
+from utils.system.errors import InputError, is_out_of_memory, one_line
 from utils.system.files import atomic_write
 from utils.system.untrusted import load_untrusted
 from utils.training.arguments import SaveInterval
@@ -32,6 +32,7 @@ from utils.training.metrics import check_numbers
 from utils.training.optimization import PLATEAU_EPOCHS, PLATEAU_FACTOR
 
 STATES_KEPT = 2
+BEFORE_A_STATE = ("__epoch_0", "__epoch_1")  # weights that may be there before the first state is saved
 MAX_STATE_BYTES = 1 << 38  # 256 GiB: a model of 20 thousand million parameters and Adam's state of it
 
 log = logging.getLogger("apc")
@@ -140,7 +141,10 @@ class Checkpointer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore every part, or raise InputError where the state is of another training."""
+        """Restore every part, or raise InputError where the state is of another training.
+
+        Where memory runs out, that is raised.
+        """
         try:
             check_numbers(state["scaler"], "gradient scaler")
             for name, part in self.parts.items():
@@ -150,7 +154,10 @@ class Checkpointer:
                 raise ValueError("its weights are NaN or infinite")
             _check_optimizer(self.optimizer)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise InputError(f"the last saved state is not of this training ({one_line(error, 250)})") from error
+            if is_out_of_memory(error):
+                raise
+            reason = f"the last saved state is not of this training ({one_line(error, 250)})"
+            raise InputError(f"{self.experiment.path}: {reason}; --overwrite the experiment") from error
 
     def is_due(self) -> bool:
         """Whether --save_every has passed since the last save, by any process's clock."""
@@ -198,11 +205,7 @@ class Checkpointer:
         """Restore the last saved state on every process, if there is one, and open the curves."""
         state = self.ranks.from_first(self.ranks.run_on_all(load_last_state, self.experiment))
         if state is not None:
-            try:
-                self.load_state_dict(state)
-            except InputError as error:
-                error = InputError(f"{self.experiment.path}: {error}; --overwrite the experiment")
-                raise self.ranks.exit_together(error) from error
+            self.ranks.run_on_all(self.load_state_dict, state)
             log.info("epoch %d, batch %d, step %d", self.progress.epoch, self.progress.batch, self.progress.step)
         self._last_step = self.progress.step
         self.experiment.curves.open(self.progress.step, self.progress.epoch - 1)
@@ -218,7 +221,11 @@ def save_file(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_last_state(experiment: Experiment) -> dict[str, Any] | None:
-    """The last saved state, or the one before where the last is damaged; None where there is none."""
+    """The last saved state, or the one before where the last is damaged; None before there is one.
+
+    Raises:
+        InputError: none can be read, or there were some, and only the weights of later epochs are left.
+    """
     states = _numbered(experiment, "step", "state")
     for path in reversed(states):
         try:
@@ -228,7 +235,11 @@ def load_last_state(experiment: Experiment) -> dict[str, Any] | None:
         except InputError as error:
             log.warning("%s", error)
     if states:
-        raise InputError(f"no saved state of {experiment.path} can be read; --overwrite the experiment")
+        raise InputError(f"no saved state of {experiment.path} can be read; to train anew, --overwrite the experiment")
+    weights = [path for path in _numbered(experiment, "epoch", "model") if not path.stem.endswith(BEFORE_A_STATE)]
+    if weights:
+        what = f"{weights[-1]} is there, but no saved state (*.state) from which to resume"
+        raise InputError(f"{what}: give another --experiment_name, and --init_from these weights, or --overwrite")
     return None
 
 
@@ -243,7 +254,8 @@ def _numbered(experiment: Experiment, tag: str, suffix: str) -> list[Path]:
 def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Raise ValueError where a state was loaded that does not fit, of which PyTorch itself checks little."""
     kinds = {frozenset(kept) for kept in optimizer.state.values()}
-    if optimizer.param_groups[0].keys() != {*optimizer.defaults, "params"} or len(kinds) > 1:
+    settings = {*optimizer.defaults, "params"}  # another PyTorch may have had more
+    if not settings <= optimizer.param_groups[0].keys() or len(kinds) > 1:
         raise ValueError("its optimizer is of another kind")
     for parameter, kept in optimizer.state.items():
         shapes = {key: tuple(value.shape) for key, value in kept.items() if isinstance(value, torch.Tensor)}

@@ -18,7 +18,7 @@ import torch
 from utils.audio.front_ends import FRONT_ENDS, UNRECORDED_FRONT_END
 from utils.configs import RELEASED_NAME, PrenetConfig, RNNConfig
 from utils.corpus.frame_spec import FrameSpec
-from utils.system.errors import InputError, one_line
+from utils.system.errors import InputError, is_out_of_memory, one_line
 from utils.system.files import read_json
 from utils.system.reading import read_bytes
 from utils.system.untrusted import load_untrusted
@@ -109,6 +109,8 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         text = header.get("__metadata__", {}).get(CONFIG_KEY, "{}")
     except Exception as error:  # safetensors' own, or of damaged JSON
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{path} is damaged or is not a safetensors file: {one_line(error, 200)}") from error
     return weights, {CONFIG_KEY: _parse_config(path, text)}
 
