@@ -206,6 +206,19 @@ def test_a_bad_file_is_named_or_left_out(corpus, tmp_path, kind, message, norm):
     assert len(load_lengths(tmp_path / "out")) == 5
 
 
+def test_a_wav_that_goes_on_after_what_its_header_promises_is_found_out(tmp_path):
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "a-1-1.wav"
+    soundfile.write(path, noise(5), 16000)
+    whole = path.read_bytes()
+    data = whole.index(b"data") + 4
+    path.write_bytes(whole[:data] + (2 * 16000).to_bytes(4, "little") + whole[data + 4 :])
+    with pytest.raises(InputError, match=r"a-1-1.wav.* promises 1\.00 s, but 4\.00 s more follow"):
+        prepare_audio(tmp_path / "a", tmp_path / "out")
+    path.write_bytes(whole + bytes(1000))  # some recorders leave a little
+    prepare_audio(tmp_path / "a", tmp_path / "out")
+
+
 def test_a_wav_that_was_cut_off_is_found_out(tmp_path):
     (tmp_path / "a").mkdir()
     soundfile.write(tmp_path / "a" / "a-1-1.wav", noise(), 16000)

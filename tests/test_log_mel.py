@@ -94,6 +94,7 @@ def test_long_recordings_are_computed_as_one():
     (np.zeros((2, 800), np.int16), 16000, r"has the shape \(samples,\), not \(2, 800\)"),
     (np.zeros(800, np.int32), 16000, "not int32"), (np.zeros(800), 8000, "8000 Hz, not 16000 Hz"),
     (np.full(800, np.nan), 16000, "NaN"), (np.zeros(0), 16000, "0 samples"),
+    (np.full(800, -9830.0), 16000, "a floating-point sample is 9830, where full scale is 1"),
 ])  # fmt: skip
 def test_what_is_no_waveform_is_refused(waveform, rate, message):
     with pytest.raises(InputError, match=message):

@@ -9,6 +9,7 @@ from utils.audio.frames import INT16_SCALE, SAMPLE_RATE, SHIFT_MS, WINDOW_MS, WI
 from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd
 from utils.system.errors import InputError
 
+MAX_FLOAT = 100  # a sample may be above 1, by clipping or resampling; far above, it is in the range of integers
 BLOCK_SAMPLES = 60 * SAMPLE_RATE  # what is handed to the library at once
 
 
@@ -51,7 +52,7 @@ class OnlineLogMel:
 
         Args:
             waveform: (samples,), 16 kHz, either floating point in [-1, 1] or int16; any number of samples. InputError
-                is raised for another shape or type, or a NaN.
+                is raised for another shape or type, a NaN, or samples far above 1.
         """
         samples = _in_int16_range(waveform)
         if self._front_end.dither:
@@ -116,4 +117,6 @@ def _in_int16_range(waveform: np.ndarray) -> np.ndarray:
     samples = waveform.astype(np.float32) * np.float32(INT16_SCALE)
     if not np.isfinite(samples).all():
         raise InputError("a sample of the waveform is NaN or infinite")
+    if (peak := np.abs(samples).max(initial=0) / INT16_SCALE) > MAX_FLOAT:
+        raise InputError(f"a floating-point sample is {peak:g}, where full scale is 1: divide by {INT16_SCALE}?")
     return samples

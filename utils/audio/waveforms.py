@@ -24,13 +24,15 @@ LONG_SECONDS = 60  # from here on an utterance is better read piece by piece
 STREAMED_BYTES = 0x7FFFF000  # a file that was written to a pipe claims at least this, not its true size
 UNKNOWN_FRAMES = (1 << 63) - 1  # of a FLAC that was written to a pipe
 INEXACT_SEEKING = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "OPUS")  # their frames need those before them
-TOLERATED_SECONDS = 1  # that a header may promise, or a segment ask for, beyond what is there
+TOLERATED_SECONDS = 1  # that a header may promise, or a segment ask for, beyond what is there; or that may follow it
 NIST_HEADER_BYTES = 1024
 ID3_HEADER_BYTES, MPEG_FRAME_BYTES = 10, 2048  # the frame is shorter
 OGG_TAIL_BYTES, OGG_END = 1 << 17, 4  # longer than a page; its flag of the last page
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # the bits of each byte
 # What libsndfile's log says of WAV and CAF (data), W64 (riff), RF64 (Riff size), AU (Data Size) and AIFF (SSND).
 _CLAIMED = re.compile(r"^\s*(?:data|riff|Riff size|Data Size|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_WAV_REST = re.compile(r"(?:Unknown chunk marker \(\w+\)|Have 0 marker) at position (\d+)")
+_WAV_DATA = re.compile(r"^data : (\d+)", re.MULTILINE)
 _NO_LENGTH = re.compile(r"^\s*Data Size\s*: -1$", re.MULTILINE)
 _NO_END = re.compile(r"lacks an end-of-stream bit|Junk after the last page")  # Ogg
 _NIST_SAMPLES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
@@ -217,8 +219,12 @@ def _check_span(audio: _AudioFile, span: Span) -> str | None:
 def _check_length(audio: soundfile.SoundFile) -> str | None:
     """What a file lacks of the length that its header promises, or that it promises none; None where it is whole.
 
-    Raises InputError if it lacks more than a second, or more than half, or an Ogg stream has no end.
+    Raises InputError if it lacks more than a second, or more than half, or an Ogg stream has no end, or a WAV file goes
+    on for more than a second.
     """
+    if (beyond := _seconds_beyond(audio)) > TOLERATED_SECONDS:
+        seconds = audio.frames / audio.samplerate
+        raise InputError(f"its header promises {seconds:.2f} s, but {beyond:.2f} s more follow: repair its header")
     if _NO_END.search(audio.extra_info) and not _has_ogg_end(audio.name):  # a tag may follow it
         raise InputError("truncated file, or several in one: its stream does not end at the end of the file")
     promised = _promised_frames(audio)
@@ -228,6 +234,15 @@ def _check_length(audio: soundfile.SoundFile) -> str | None:
     if seconds > TOLERATED_SECONDS or promised > 2 * audio.frames:
         raise InputError(f"truncated file: {seconds:.2f} s less than its header promises")
     return f"shorter than its header: {seconds:.3f} s are missing" if seconds > 0 else None
+
+
+def _seconds_beyond(audio: soundfile.SoundFile) -> float:
+    """The seconds of a WAV file that follow what its header promises, and are no other chunk."""
+    rest, data = _WAV_REST.search(audio.extra_info), _WAV_DATA.search(audio.extra_info)
+    if audio.format not in ("WAV", "WAVEX") or not rest or not data or audio.frames == 0:
+        return 0.0
+    bytes_per_second = int(data[1]) / audio.frames * audio.samplerate
+    return (os.fstat(audio.name).st_size - int(rest[1])) / bytes_per_second
 
 
 def _promised_frames(audio: soundfile.SoundFile) -> int | None:

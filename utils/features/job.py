@@ -68,6 +68,8 @@ def extract(model: "APCModel", args: argparse.Namespace) -> None:
 def _fill(out: OutputDirectory, model: "APCModel", reading: Pass, scaling: Scaling, args: argparse.Namespace) -> float:
     """Complete a directory; returns the real-time factor."""
     normalizer = find_normalizer(reading, scaling, out.path)
+    if normalizer.mode != "none":
+        print(f"frames normalised {normalizer.describe()}")
     with contextlib.closing(open_features(out, args.format, args.layer == ALL_LAYERS, args.half)) as files:
         extraction = Extraction(model, reading, out, files, args)
         extraction.run(scaled(reading.source, normalizer, scaling.speakers))
