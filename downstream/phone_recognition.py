@@ -30,7 +30,7 @@ from downstream.probing.arguments import (
     saved_results,
 )
 from downstream.probing.corpus import Corpus, chosen_features, chosen_layers, load_corpus
-from downstream.probing.recognition import recognise
+from downstream.probing.recognition import left_out, recognise
 from downstream.probing.scoring import percent
 from load_pretrained_model import load_pretrained
 from utils.system.device import pick_device
@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {"options": recognition_options(args), "device": pick_device(args.device)}
     with saved_results(args) as results:
         corpus, seeds = load_corpus(args), range(args.seed, args.seed + args.seeds)
+        for line in left_out(corpus, settings["options"].silence):
+            print(line)
         for name, system in systems(corpus, args):
             results[name] = []
             for share in sorted(set(args.fractions), reverse=True):

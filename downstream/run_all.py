@@ -46,9 +46,10 @@ from downstream.probing.arguments import (
     recognition_options,
     results_directory,
 )
-from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus, load_speaker_corpus
+from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus, load_speaker_corpus, record_corpus
 from downstream.probing.plan import Best, Plan, choose_best, recognised
 from downstream.probing.probes import CLASSIFIERS
+from downstream.probing.recognition import left_out
 from downstream.probing.report import head_lines, write_report
 from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.study import RANDOM, Study, StudyOptions, System
@@ -200,8 +201,9 @@ def speaker_study(args: argparse.Namespace, device: torch.device) -> SpeakerStud
     """The study of --speaker_data; None where it is not given."""
     if args.speaker_data is None:
         return None
-    results, seeds = args.save_dir / "speakers" / "results", range(args.seed, args.seed + args.seeds)
-    return SpeakerStudy(load_speaker_corpus(args), results, seeds, device)
+    corpus, directory = load_speaker_corpus(args), args.save_dir / "speakers"
+    record_corpus(directory, corpus)
+    return SpeakerStudy(corpus, directory / "results", range(args.seed, args.seed + args.seeds), device)
 
 
 def verify_speakers(study: SpeakerStudy, args: argparse.Namespace, plan: Plan) -> None:
@@ -220,11 +222,15 @@ def run(args: argparse.Namespace) -> None:
     """Do everything that is not done yet in --save_dir, which this process has locked."""
     device = pick_device(args.device)
     corpus = load_corpus(args)
+    record_corpus(args.save_dir, corpus)
     seeds, training_seeds = (range(args.seed, args.seed + count) for count in (args.seeds, args.training_seeds))
     options = StudyOptions(probe_options(args), abx_options(args), recognition_options(args))
     study = Study(corpus, args.save_dir / "results", seeds, training_seeds, options, device)
     plan = Plan(args.time_shifts, args.epochs, list(range(args.num_layers)), args.context, args.fractions)
-    speakers = speaker_study(args, device)  # first: a corpus that is of no use stops the run here
+    if plan.fractions:  # first: what is of no use stops the run here
+        for line in left_out(corpus, options.recognition.silence):
+            print(line)
+    speakers = speaker_study(args, device)
     probe_baselines(study, args, plan)
     trainings = train_time_shifts(args, plan, args.save_dir, corpus, device)
     for time_shift, training in trainings.items():

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from downstream.probing.arguments import NORMS, add_probe_options, make_parser, probe_options, results_directory
-from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus
+from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus, record_corpus
 from downstream.probing.phones import classify_phones
 from downstream.probing.splits import DEV
 from downstream.probing.study import LINEAR
@@ -109,11 +109,14 @@ def settings_of(recipe: str) -> dict[str, str]:
     return dict(setting.split("=", 1) for setting in recipe.split())
 
 
-def corpus_of(args: argparse.Namespace, recipe: dict[str, str]) -> Corpus:
-    """The corpus with a recipe's frames, prepared once for each kind of frames."""
+def corpus_of(args: argparse.Namespace, recipe: dict[str, str], loaded: dict[Path, Corpus]) -> Corpus:
+    """The corpus with a recipe's frames, prepared and loaded once for each kind of frames."""
     frames = {name: recipe.get(name, getattr(args, name)) for name in FRAMES}
     directory = args.save_dir / f"{frames['front_end'] or DEFAULT_FRONT_END}-{frames['norm']}"
-    return load_corpus(argparse.Namespace(**vars(args) | frames | {"save_dir": directory}))
+    if directory not in loaded:
+        loaded[directory] = load_corpus(argparse.Namespace(**vars(args) | frames | {"save_dir": directory}))
+        record_corpus(directory, loaded[directory])
+    return loaded[directory]
 
 
 def epochs_within(minutes: float, arguments: list[str], device: torch.device) -> int:
@@ -138,12 +141,11 @@ def _seconds_used(device: torch.device) -> float:
     return used.ru_utime + used.ru_stime
 
 
-def try_recipe(args: argparse.Namespace, line: str, path: Path) -> dict[str, Any]:
+def try_recipe(args: argparse.Namespace, line: str, path: Path, corpus: Corpus, device: torch.device) -> dict[str, Any]:
     """Train a recipe and classify phones on dev from each layer. A result is kept in a file."""
     if path.exists():
         return read_json(path)
     recipe = settings_of(line)
-    corpus, device = corpus_of(args, recipe), pick_device(args.device)
     settings = BASE | {name: value for name, value in recipe.items() if name not in FRAMES}
     settings |= {"librispeech_path": corpus.prepared, "train_split": "train", "val_split": "dev", "seed": args.seed}
     settings |= {"load_data_workers": 0, "device": args.device, "keep": 1, "feature_dim": corpus.mel_dim}
@@ -181,11 +183,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Try what is not tried yet, and print a table."""
     args = parse_arguments(arguments)
     with results_directory(args, "search_recipe.py", MAY_CHANGE):
-        results = []
+        results, loaded, device = [], {}, pick_device(args.device)
+        clock = "" if device.type == "cpu" else f"-{device.type}"  # whose minutes they are
         for recipe in args.recipes:
             name = re.sub(r"[^\w.-]+", "-", recipe) or "base"
-            path = args.save_dir / f"{name}-{args.minutes:g}min-seed{args.seed}.json"
-            results.append(try_recipe(args, recipe, path))
+            path = args.save_dir / f"{name}-{args.minutes:g}min{clock}-seed{args.seed}.json"
+            corpus = corpus_of(args, settings_of(recipe), loaded)
+            results.append(try_recipe(args, recipe, path, corpus, device))
             print(*table(results), sep="\n", flush=True)
 
 

@@ -201,7 +201,7 @@ def test_what_of_a_corpus_cannot_be_read_is_skipped_or_stops_and_is_reported(cor
     assert printed.count("dev: 1 files not read: 1 .m4a") == 1
 
 
-def test_recipes_are_trained_for_equal_time_ranked_and_kept(corpus, tmp_path, monkeypatch, capsys):
+def test_recipes_are_trained_for_equal_time_ranked_and_kept(corpus, tmp_path, tmp_path_factory, monkeypatch, capsys):
     def burn(trainings):
         subprocess.run([sys.executable, "-c", f"x = sum(range({trainings[0].epochs} * 20_000_000))"], check=True)
 
@@ -219,7 +219,18 @@ def test_recipes_are_trained_for_equal_time_ranked_and_kept(corpus, tmp_path, mo
     assert load_pretrained(model).frame_spec.describe() == "front end released, norm speaker"
     monkeypatch.setattr("downstream.search_recipe.train", None)
     search_recipe.main(command)  # nothing is trained again
-    assert capsys.readouterr().out == table
+    assert capsys.readouterr().out.endswith(table[table.index("| recipe") :])
+    other = shutil.copytree(corpus, tmp_path_factory.mktemp("other") / "corpus")
+    for path in other.rglob("*.wav"):
+        waveform, sample_rate = soundfile.read(path)
+        soundfile.write(path, waveform / 2, sample_rate)
+    command[1] = str(other)
+    with pytest.raises(InputError, match="prepared/train was made from other audio"):
+        search_recipe.main(command)
+    shutil.rmtree(tmp_path / "released-speaker/prepared")
+    with pytest.raises(InputError, match="released-speaker holds models and results of other utterances"):
+        search_recipe.main(command)
+    command[1] = str(corpus)
     with pytest.raises(InputError, match="holds other results: label_shift was None and is now 20"):
         search_recipe.main([*command, "--label_shift", "20"])
     with pytest.raises(InputError, match="already holds other files"):

@@ -50,6 +50,21 @@ def test_where_two_lines_overlap_the_later_one_holds(tmp_path):
     assert [labels.phones[phone] for phone in labels.of("a", 4).phones] == ["X", "X", "Y", "Y"]
 
 
+def test_of_lines_that_start_together_the_shortest_holds_first(tmp_path):
+    for lines in ("a 1 0 0.02 X\na 1 0 0.04 Y\n", "a 1 0 0.04 Y\na 1 0 0.02 X\n"):
+        labels = read_labels(write(tmp_path, lines))
+        assert [labels.phones[phone] for phone in labels.of("a", 4).phones[:3]] == ["X", "Y", "Y"]
+
+
+def test_labels_that_are_not_in_utf8_are_refused_not_merged(tmp_path):
+    path = tmp_path / "phones.ctm"
+    path.write_bytes("a 1 0 1 a\na 1 1 1 æ\na 1 2 1 ø\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"phones\.ctm:2: a line is not in UTF-8"):
+        read_labels(path)
+    path.write_text("a 1 0 1 a\na 1 1 1 æ\na 1 2 1 ø\n", encoding="utf-8")
+    assert read_labels(path).phones == ["a", "æ", "ø"]
+
+
 def test_a_line_of_no_duration_cuts_no_phone_in_two(tmp_path):
     for lines in ("0 1 a\nu 1 .5 0 b\nu 1 1 .5 c", "0.1 0.2 a\nu 1 0.3 0 b\nu 1 0.5 0.1 c"):
         labels = read_labels(write(tmp_path, f"u 1 {lines}\n"))

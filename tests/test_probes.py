@@ -234,3 +234,12 @@ def test_lda_learns_from_others_than_the_speakers_of_a_trial():
     assert verification_scores(verification_corpus(alone, ["s0", "s1"] * 18), pooled, trials)["lda"] is None
     from_train = verification_scores(verification_corpus(speakers, speakers), pooled, trials)["lda"]
     assert not np.array_equal(from_train, scores)
+
+
+def test_lda_learns_from_speakers_of_two_utterances_each():
+    means = np.random.default_rng(0).normal(size=(20, 80)).repeat(2, 0)
+    vectors, speakers = means + np.random.default_rng(1).normal(size=(40, 80)) / 2, [f"s{n // 2}" for n in range(40)]
+    pooled = {name: SimpleNamespace(pooled=torch.from_numpy(vectors)) for name in ("train", "test")}
+    trials = make_trials(speakers)
+    scores = verification_scores(verification_corpus(speakers, speakers), pooled, trials)["lda"]
+    assert equal_error_rate(scores, trials.is_same) < 0.05

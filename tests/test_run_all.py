@@ -18,9 +18,8 @@ from generated_speech import PHONES, say
 from downstream import run_all
 from downstream.probing.plan import Plan
 from downstream.probing.report import CORPUS, Claim
-from downstream.probing.scoring import percent
+from downstream.probing.scoring import percent, verdict
 from downstream.probing.speaker_report import speaker_lines
-from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.summary import Difference, speaker_claims
 from load_pretrained_model import load_pretrained
 from utils.audio.frames import SAMPLE_RATE
@@ -97,7 +96,7 @@ def test_one_command_trains_probes_and_reports(whole):
     assert table[-2][3] == percent([found[f"phones__{name}"]["frame_error"] for name in names])  # over trainings
     assert len([name for name in found if "_seed1__" in name]) == len({0, layer, 2})  # the best, first and last layer
     claims = [line for line in summary.splitlines() if line.startswith("- ")]
-    assert len(claims) == 9 and all(line.startswith(("- **holds**: ", "- **does not hold**: ")) for line in claims[:-4])
+    assert len(claims) == 9 and all(line.startswith(("- **holds**: ", "- **does not hold**, ")) for line in claims[:-4])
     assert [line.startswith("- **not tested**") for line in claims].count(True) == 1  # speakers
     recipe = json.loads((whole / "models/apc-ts3.dir/config.json").read_text())
     assert (recipe["lr_schedule"], recipe["rnn_dropout"], recipe["bucketing"]) == ("cosine", 0.1, True)
@@ -170,6 +169,28 @@ def test_a_claim_holds_where_the_difference_is_more_than_two_of_its_deviations(b
     assert difference.mean == pytest.approx(other[0] - best[0]) and (difference.low > 0) is holds
 
 
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ((0.1, 0.3), "**holds**"),
+        ((-0.1, 0.3), "**does not hold**, nor does the opposite"),
+        ((-0.3, -0.1), "**does not hold**, the opposite does"),
+    ],
+)
+def test_a_claim_that_does_not_hold_is_told_from_one_whose_opposite_holds(interval, words):
+    assert verdict(*interval) == words
+
+
+def test_labels_too_few_to_recognise_stop_the_run_before_all_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_all, "probe_baselines", None)
+    alignments = (SAMPLE / "phones.ctm").read_text().splitlines()
+    phones = tmp_path / "phones.ctm"
+    phones.write_text("".join(f"{line}\n" for line in alignments[::3]))
+    command = ["--data", str(SAMPLE), "--labels", str(phones), "--save_dir", str(tmp_path / "out"), *QUICK.split()]
+    with pytest.raises(InputError, match="has no phones for most of the frames of any utterance of"):
+        run_all.main(command)
+
+
 def test_a_corpus_of_speakers_that_is_of_no_use_stops_the_run_before_all_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(run_all, "probe_baselines", None)
     with pytest.raises(InputError, match="nowhere"):
@@ -199,6 +220,7 @@ def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monke
         and "validated on 1 utterances of 1 speakers" in text
         and "105 pairs of 15 utterances of 5 speakers" in text
     )
+    assert "Speakers are told by the parent directory." in text
     assert "LDA learns from the test speakers who are not in the trial" in text
     assert text.count("| APC, time shift 3 |") == 2 and text.count("The first layer tells speakers apart") == 2
     claims = speaker_claims(plan, study)
@@ -213,9 +235,13 @@ def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monke
     again = run_all.speaker_study(args, torch.device("cpu"))
     run_all.verify_speakers(again, args, plan)
     assert "\n".join(speaker_lines(again, plan)) == text
-    mended = study.corpus._replace(speakers={name: f"new-{of}" for name, of in study.corpus.speakers.items()})
-    with pytest.raises(InputError, match="speakers/results holds results of other utterances or speakers; remove it"):
-        SpeakerStudy(mended, study.directory, study.seeds, study.device)
+    shutil.rmtree(tmp_path / "out/speakers/prepared")
+    run_all.speaker_study(args, torch.device("cpu"))  # makes the same frames again
+    shutil.rmtree(tmp_path / "out/speakers/prepared")
+    mended = data / "test-few/s9/s9_0.wav"
+    soundfile.write(mended, soundfile.read(mended)[0] / 2, SAMPLE_RATE)
+    with pytest.raises(InputError, match=r"out/speakers holds models and results of other .* speakers or frames"):
+        run_all.speaker_study(args, torch.device("cpu"))
     shutil.copytree(data / "train-many/s0", data / "test-few/s0")
     (data / "test-few/s0/s0_0.wav").rename(data / "test-few/s0/s0_9.wav")
     with pytest.raises(InputError, match="speaker s0 is in train as well, but those of test must be new"):

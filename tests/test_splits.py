@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from downstream.probing.splits import SETS, find_splits
+from downstream.probing.splits import SETS, find_speaker_splits, find_splits
 from utils.system.errors import InputError
 
 
@@ -91,6 +91,20 @@ def test_sets_may_be_data_directories_and_manifests_that_say_who_speaks(audio, t
     (data / "train" / "wav.scp").rename(data / "train" / "feats.scp")
     with pytest.raises(InputError, match="must all hold audio, or all be data directories of features"):
         find_splits(data)
+
+
+def test_new_speakers_are_told_in_one_way_or_not_at_all(tmp_path):
+    data = make_audio(tmp_path, {"train/1/2": ["1-2-3", "1-2-4"], "test/5/6": ["5-6-7"]})
+    assert set(find_speaker_splits(data).speakers.values()) == {"1", "5"}
+    (data / "train/1/2/noise.flac").touch()  # by folders, chapters would be speakers
+    with pytest.raises(
+        InputError, match=r"noise\.flac is not named as LibriSpeech's files are.* move it away, or give"
+    ):
+        find_speaker_splits(data)
+    (data / "train/1/2/noise.flac").unlink()
+    (data / "test/5/6/5-6-7.flac").rename(data / "test/5/6/a.flac")
+    with pytest.raises(InputError, match="by the parent directory in one set and by the utterance id's first field"):
+        find_speaker_splits(data)
 
 
 def test_a_missing_set_is_named(tmp_path):

@@ -6,6 +6,8 @@ DIR/phones.ctm                   phone alignments, or the file that --labels nam
 """
 
 import argparse
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +32,11 @@ from utils.features.extraction import ALL_LAYERS, MEAN_OF_LAYERS, pick_layers
 from utils.features.job import check_frame_size
 from utils.system.device import pick_device
 from utils.system.errors import InputError
+from utils.system.files import read_json, write_json
 from utils.system.memory import reuse_freed_memory
 from utils.training.checkpoints import read_checkpoint
 
+CORPUS_FILE = "corpus.json"
 DEFAULT_NORM = "global"  # of log Mel: keeps the differences between speakers
 
 
@@ -43,6 +47,7 @@ class Corpus(NamedTuple):
     sets: dict[str, Utterances]  # 'train', 'dev' and 'test'
     labels: PhoneLabels
     speakers: dict[str, str]  # by utterance id
+    speakers_from: str = ""  # the rule that gave them, in words
 
     @property
     def mel_dim(self) -> int:
@@ -94,6 +99,24 @@ def load_speaker_corpus(args: argparse.Namespace) -> Corpus:
     return _prepare_and_read(splits, NO_LABELS, args.save_dir / "speakers" / "prepared", args, scaling)
 
 
+def record_corpus(directory: Path, corpus: Corpus) -> None:
+    """Record in a directory of models and results whose they are: every utterance, its speaker and its frames.
+
+    Raises:
+        InputError: they are of others.
+    """
+    spoken = {name: [*zip(corpus.sets[name].ids, corpus.speakers_of(name), strict=True)] for name in SETS}
+    content = json.dumps([spoken, [corpus.sets[name].sha256 for name in SETS]])
+    now, path = {"sha256": hashlib.sha256(content.encode()).hexdigest()}, directory / CORPUS_FILE
+    if not path.exists():
+        write_json(path, now)
+    elif read_json(path) != now:
+        raise InputError(
+            f"{directory} holds models and results of other utterances, speakers or frames; "
+            "remove it, or give another --save_dir"
+        )
+
+
 def audio_options(args: argparse.Namespace, spec: FrameSpec) -> AudioOptions:
     """How audio is read: as the options say, or else as a checkpoint's frames were made."""
     front_end = front_end_of(args, spec)
@@ -109,7 +132,10 @@ def _prepare_and_read(
     sizes = {name: utterances.log_mel.file.size for name, utterances in sets.items()}
     if other := next((name for name in SETS if sizes[name] != sizes[TRAIN]), None):
         raise InputError(f"frames of {other} have size {sizes[other]}, but those of train {sizes[TRAIN]}")
-    return Corpus(prepared, sets, labels, splits.speakers)
+    corpus = Corpus(prepared, sets, labels, splits.speakers, splits.speakers_from)
+    counts = ", ".join(f"{len(set(corpus.speakers_of(name)))} in {name}" for name in SETS)
+    print(f"{prepared}: speakers by {splits.speakers_from}: {counts}")
+    return corpus
 
 
 def choose_scaling(args: argparse.Namespace, splits: Splits, spec: FrameSpec) -> Scaling:

@@ -5,6 +5,7 @@ They lie in files, and are read as they are needed: a corpus may be larger than 
 An APC's hidden state at t depends on the frames up to t only; neighbours on both sides include later frames.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +96,7 @@ class Utterances(NamedTuple):
     log_mel: Features
     phones: list[torch.Tensor]  # each int64 (frames,), NO_PHONE where a frame has none
     segments: np.ndarray  # int64 (labelled frames,), the index of each frame's segment (spoken phone) in the set
+    sha256: str = ""  # of all log Mel
 
     @property
     def labels(self) -> torch.Tensor:
@@ -115,9 +117,11 @@ def read_utterances(prepared: Path, labels: PhoneLabels) -> Utterances:
     dataset = LibriSpeech(prepared)
     ids = [dataset.utterance(index) for index in range(len(dataset))]
     file, phones, segments, row, first = FrameFile(prepared.parent, dataset.mel_dim), [], [], 0, 0
+    digest = hashlib.sha256()
     for index, utterance in enumerate(ids):
         x, length = dataset[index]
         file.write(row, x[:length])
+        digest.update(x[:length].numpy())
         row += length
         of_frames = labels.of(utterance, length)
         phones.append(torch.from_numpy(of_frames.phones))
@@ -126,7 +130,8 @@ def read_utterances(prepared: Path, labels: PhoneLabels) -> Utterances:
         first += int(spoken.max(initial=0)) + 1
     if labels.alignments and not sum(map(len, segments)):
         raise InputError(f"{labels.source} has no label for the {len(ids)} utterances of {prepared}, such as {ids[0]}")
-    return Utterances(ids, Features(file, np.array(dataset.lengths)), phones, np.concatenate(segments))
+    log_mel = Features(file, np.array(dataset.lengths))
+    return Utterances(ids, log_mel, phones, np.concatenate(segments), digest.hexdigest())
 
 
 def stack_context(frames: torch.Tensor, left: int, right: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ Frame t of the log Mel covers the 25 ms from t * 10 ms; its phone is the one spo
 t * 10 ms + 12.5 ms. A frame whose middle no line covers has no phone and is skipped.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -19,6 +20,7 @@ from utils.system.reading import reading
 
 NO_PHONE = -1
 SILENCE = ("SIL", "SP", "SPN", "sil", "sp", "spn")  # phones that are no speech
+UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, by surrogateescape
 COMPRESSED = (".gz", ".xz", ".bz2", ".zip")
 CTM_FIELDS = (4, 5)  # after the utterance: channel start duration phone [confidence]
 FRAMES_TOLERANCE = 3  # by which a line of frame labels may miss the frames: tools differ at the edges
@@ -92,7 +94,8 @@ def frame_centres(frames: int) -> np.ndarray:
 def read_labels(path: str | Path, late_ms: float = 0.0) -> PhoneLabels:
     """Read phone labels: a CTM where the file's name ends in .ctm, else lines of `utterance label label ...` at 100 Hz.
 
-    Where two segments of a CTM overlap, the one that starts later holds; when it ends, the other one continues.
+    Where two segments of a CTM overlap, the one that starts later holds, or of two that start together the shorter one;
+    when it ends, the other one continues.
 
     Args:
         path: the file.
@@ -129,8 +132,10 @@ def read_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     """The location (file:line) and the fields of each line of a text file, without blank lines and `;;` comments."""
     if not path.is_file():
         raise InputError(f"{path} does not exist, or is not a file")
-    with reading(path), path.open(encoding="utf-8-sig", errors="replace") as file:
+    with reading(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
+            if not line.isascii() and UNDECODED.search(line):
+                raise InputError("a line is not in UTF-8; convert the file, with iconv for example", f"{path}:{number}")
             if line.strip() and not line.startswith(";;"):
                 yield f"{path}:{number}", line.split()
 
@@ -173,6 +178,7 @@ def _without_overlaps(segments: list[Segment]) -> list[Segment]:
 
 
 def _alignment(segments: list[Segment], index: dict[str, int], num_labels: int | None) -> Alignment:
-    lasting = [segment for segment in sorted(segments) if segment[0] < segment[1]]  # others would cut a phone in two
+    lasting = [segment for segment in segments if segment[0] < segment[1]]  # others would cut a phone in two
+    lasting.sort(key=lambda segment: (segment[0], -segment[1]))  # of those that start together, the shortest holds
     starts, ends, phones = zip(*(_without_overlaps(lasting) or segments[:1]), strict=True)
     return Alignment(np.array(starts), np.array(ends), np.array([index[phone] for phone in phones]), num_labels)

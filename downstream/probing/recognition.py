@@ -127,8 +127,18 @@ def phone_strings(corpus: Corpus, name: str, silence: Sequence[str]) -> dict[int
             phones = labels.spoken(utterance, len(of_frames))
             strings[index] = torch.from_numpy(phones[~is_silence[phones]] + 1)
     if not any(map(len, strings.values())):
-        raise InputError(f"{labels.source} has no phones for most of the frames of any utterance of {name}")
+        raise InputError(
+            f"{labels.source} has no phones for most of the frames of any utterance of {name}: nothing to recognise"
+        )
     return strings
+
+
+def left_out(corpus: Corpus, silence: Sequence[str]) -> list[str]:
+    """A sentence for each set with utterances that are not recognised. Raises InputError where all of a set are."""
+    counts = {name: (len(corpus.sets[name].ids), len(phone_strings(corpus, name, silence))) for name in SETS}
+    reason = "have phones for less than half of their frames: they are not recognised."
+    return [f"{count - kept} of {count} utterances of {name} {reason}" for name, (count, kept) in counts.items()
+            if kept < count]  # fmt: skip
 
 
 def labelled_share(

@@ -20,6 +20,7 @@ from downstream.probing.plan import (
     recognised,
     recognition_errors,
 )
+from downstream.probing.recognition import left_out
 from downstream.probing.scoring import mean_and_deviation, percent
 from downstream.probing.speaker_report import speaker_lines
 from downstream.probing.speaker_study import SpeakerStudy
@@ -97,6 +98,7 @@ def recognition_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     for row in rows:
         errors = [percent(recognition_errors(study, row, fraction)) for fraction in plan.fractions]
         lines.append(f"| {' | '.join([row.name, str(row.layer) if row.shows_layer else '', *errors])} |")
+    lines += [f"\n{sentence}" for sentence in left_out(study.corpus, study.options.recognition.silence)]
     *others, trained, _ = rows
     for row in others:
         lines.append(f"\nThe phone error rate of {trained.name} is, against {row.name},\n")
@@ -150,8 +152,8 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
     abx = study.options.abx
     late = f" The labels are taken {corpus.labels.late_ms:g} ms earlier." if corpus.labels.late_ms else ""
     return [
-        f"{'; '.join(sizes)}. {len(corpus.labels.phones)} phones; always saying {common} is wrong in "
-        f"{100 * share:.1f} % of the test frames that have a phone.{late} "
+        f"{'; '.join(sizes)}, told by {corpus.speakers_from}. {len(corpus.labels.phones)} phones; always saying "
+        f"{common} is wrong in {100 * share:.1f} % of the test frames that have a phone.{late} "
         f"Frames: {FrameSpec.of_directory(corpus.prepared / TRAIN).describe()}.\n",
         f"Errors in %, mean ± standard deviation over {len(study.seeds)} seeds. A seed decides a probe's first weights "
         "and its order of the data; of the random networks also their weights, and of the last row those of the whole "

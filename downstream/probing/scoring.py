@@ -80,6 +80,13 @@ def equal_error_rates(scores: np.ndarray, is_same: np.ndarray, weights: np.ndarr
     return first - low / (high - low) * (last - first)
 
 
+def verdict(low: float, high: float) -> str:
+    """Whether a claim holds, given the interval of what it says is above 0."""
+    if low > 0:
+        return "**holds**"
+    return "**does not hold**, the opposite does" if high < 0 else "**does not hold**, nor does the opposite"
+
+
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (0 for a single value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0

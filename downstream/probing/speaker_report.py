@@ -1,6 +1,7 @@
 """The part of the report about speakers who were never heard."""
 
 from downstream.probing.plan import Plan
+from downstream.probing.scoring import verdict
 from downstream.probing.speaker_study import SCORES, Rate, SpeakerStudy
 from downstream.probing.speakers import DRAWS, MIN_LDA_SPEAKERS, repeats
 from downstream.probing.splits import SETS, TRAIN
@@ -44,7 +45,8 @@ def _corpus_lines(study: SpeakerStudy) -> list[str]:
     return [
         f"The models are trained on {sizes[0]}, and validated on {sizes[1]}. The trials are "
         f"{len(study.trials.is_same)} pairs of {sizes[2]}, none of whom is in training; two utterances of one "
-        "recording also share its conditions. Features are averaged over each utterance, less the mean of training. "
+        f"recording also share its conditions. Speakers are told by {corpus.speakers_from}. "
+        "Features are averaged over each utterance, less the mean of training. "
         f"Equal error rates (EER) in %, with 95 % intervals from {DRAWS} draws of the speakers; random APC: the mean "
         f"over {len(study.seeds)} networks. LDA learns from {learns_from}.\n"
     ]
@@ -70,6 +72,5 @@ def _claim_lines(study: SpeakerStudy, plan: Plan, score: str) -> list[str]:
 def _claim(sentence: str, better: Rate, other: Rate) -> str:
     """A claim, whether it holds, and its figures."""
     difference = other - better
-    low, high = difference.interval
-    verdict = "holds" if low > 0 else "does **not** hold; the opposite does" if high < 0 else "is **not** shown"
-    return f"- {sentence}: {verdict}. EER {better} against {other}; the difference is {difference}."
+    words = verdict(*difference.interval)
+    return f"- {sentence}: {words}. EER {better} against {other}; the difference is {difference}."

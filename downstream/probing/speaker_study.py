@@ -60,13 +60,13 @@ class SpeakerStudy:
     """The results of verification, kept in a directory, computed where they are missing.
 
     Raises:
-        InputError: test has a single speaker, or no speaker with two utterances; or the results are of other ones.
+        InputError: test has a single speaker, or no speaker with two utterances.
     """
 
     def __init__(self, corpus: Corpus, directory: Path, seeds: Sequence[int], device: torch.device) -> None:
         self.corpus, self.directory, self.seeds, self.device = corpus, directory, seeds, device
         self.trials = make_trials(corpus.speakers_of(TEST), seeds[0])
-        open_results(directory, corpus)
+        open_results(directory)
 
     def verify_log_mel(self) -> None:
         """Verify with averages of log Mel."""

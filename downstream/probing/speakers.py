@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PROBE = ProbeOptions(learning_rate=1e-2, batch_size=32, max_epochs=100, patience=10)  # for few utterances, not frames
 MAX_TRIALS = 20_000
+PLAIN_SHRINKAGE = 0.1  # of LDA's covariances, where none can be estimated
 MIN_LDA_SPEAKERS = 3  # two differ along a line, where every cosine is 1 or -1
 DRAWS, DRAWS_AT_A_TIME = 1000, 100  # of speakers, for an interval
 SAME = {"1": True, "0": False, "target": True, "nontarget": False}
@@ -151,7 +152,11 @@ def _fit_lda(vectors: np.ndarray, speakers: np.ndarray) -> "LinearDiscriminantAn
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     kept = np.isin(speakers, repeats(speakers))
-    return LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(vectors[kept], speakers[kept])
+    vectors, speakers = vectors[kept], speakers[kept]
+    try:
+        return LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(vectors, speakers)
+    except np.linalg.LinAlgError:  # scikit-learn chooses by speaker, and does not shrink what two utterances give
+        return LinearDiscriminantAnalysis(solver="eigen", shrinkage=PLAIN_SHRINKAGE).fit(vectors, speakers)
 
 
 def _scores_by_others(vectors: np.ndarray, speakers: np.ndarray, trials: Trials) -> np.ndarray:

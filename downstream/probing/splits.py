@@ -65,13 +65,16 @@ def find_speaker_splits(data: Path, options: AudioOptions = DEFAULT_OPTIONS) -> 
     No speaker of test is in train. Every twentieth utterance of train is dev.
 
     Raises:
-        InputError: a set is missing or empty, or an utterance or a speaker is in both.
+        InputError: a set is missing or empty, speakers are told in different ways, or an utterance or a speaker is in
+            both.
     """
     if not data.is_dir():
         raise InputError(f"{data} is not a directory; it must hold train and test")
     names = TRAIN, TEST
     paths = {n: path if (path := _set_path(data, n)).exists() else find_split(data, n) for n in names}
     found, files = _find_sets(paths, options)
+    if problem := _why_unlike(found):
+        raise InputError(problem)
     rule = _find_speakers(found)
     known = {rule.of(file.id) for file in files[TRAIN]}
     if both := [file for file in files[TEST] if rule.of(file.id) in known]:
@@ -130,6 +133,18 @@ def _find_speakers(sources: dict[str, Source]) -> Speakers:
         return Speakers(BY_FOLDER, {file.id: Path(file.location).absolute().parent.name for file in files})
     of_all = {file.id: source.speakers.of(file.id) for source in sources.values() for file in source.utterances()}
     return replace(rules.popitem()[1], of_utterance=of_all)
+
+
+def _why_unlike(sources: dict[str, Source]) -> str:
+    """Why sets of audio tell speakers in more than one way; empty where they do not."""
+    rules = {source.speakers.rule for source in sources.values()}
+    problems = [source.speakers.problem for source in sources.values() if source.speakers.problem]
+    if problems:
+        return f"{problems[0].rpartition(': ')[0]}: move it away, or give manifests with speakers"
+    if len(rules) > 1:
+        given = " in one set and by ".join(sorted(rules))
+        return f"speakers are given by {given} in another; give manifests with speakers"
+    return ""
 
 
 def check_disjoint(files: Files) -> None:

@@ -4,16 +4,13 @@
     results/speakers__<system>__<layer>.json
     results/abx__<system>__<layer>.json
     results/recognition__<system>__<layer>__<share>__seed<n>.json
-    results/corpus.json                                              whose they are
 
 A system is a kind of features: 'log_mel', 'random_seed0', 'ts3_epoch20', ... Log Mel has the single layer 0. 'random'
 stands for the random networks of all seeds, 'ts3_epoch20_trainings' for 'ts3_epoch20', 'ts3_epoch20_seed1', ... of
 several trainings, each probed with the seed of its weights. 'ts3_epoch20_tuned' has been trained on with a recogniser.
 """
 
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +28,7 @@ from downstream.probing.probes import ProbeOptions
 from downstream.probing.recognition import RecognitionOptions, recognise
 from downstream.probing.scoring import mean_and_deviation, percent
 from downstream.probing.speakers import identify, make_trials, verify
-from downstream.probing.splits import DEV, SETS, TEST, TRAIN
+from downstream.probing.splits import DEV, TEST, TRAIN
 from utils.system.device import jobs_at_once
 from utils.system.errors import InputError
 from utils.system.files import read_json, remove_leftovers, write_json
@@ -40,7 +37,6 @@ from utils.system.workers import call_all
 Layers = Mapping[int, FeatureSets]
 MakeFeatures = Callable[[Sequence[int]], Layers]
 Result = dict[str, Any]  # JSON types
-CORPUS_FILE = "corpus.json"
 LINEAR = "linear"
 RANDOM, TRAININGS, TUNED = "random", "_trainings", "_tuned"
 
@@ -89,9 +85,6 @@ class Study:
 
     Attributes:
         no_speakers: why the corpus has no speaker tasks, or an empty string.
-
-    Raises:
-        InputError: the directory holds results of other utterances or speakers.
     """
 
     def __init__(
@@ -100,7 +93,7 @@ class Study:
     ) -> None:  # fmt: skip
         self.corpus, self.directory, self.options, self.device = corpus, directory, options, device
         self.seeds, self.training_seeds = seeds, training_seeds
-        open_results(directory, corpus)
+        open_results(directory)
         self.no_speakers = self._why_no_speakers()
 
     def seeded_name(self, name: str, seed: int) -> str:
@@ -247,22 +240,10 @@ class Study:
         return self.directory / f"recognition__{system}__{layer}__{fraction:g}__seed{seed}.json"
 
 
-def open_results(directory: Path, corpus: Corpus) -> None:
-    """Make a directory of results, which records whose they are: each utterance and its speaker.
-
-    Raises:
-        InputError: it holds results of other utterances or speakers.
-    """
+def open_results(directory: Path) -> None:
+    """Make a directory of results, or remove what a killed run left of one that it was writing."""
     directory.mkdir(parents=True, exist_ok=True)
     remove_leftovers(directory)
-    spoken = {name: [*zip(corpus.sets[name].ids, corpus.speakers_of(name), strict=True)] for name in SETS}
-    now, path = {"sha256": hashlib.sha256(json.dumps(spoken).encode()).hexdigest()}, directory / CORPUS_FILE
-    if not path.exists():
-        write_json(path, now)
-    elif read_json(path) != now:
-        raise InputError(
-            f"{directory} holds results of other utterances or speakers; remove it, or give another --save_dir"
-        )
 
 
 def missing_calls(tasks: Sequence[Task], make_features: MakeFeatures) -> list[Callable[[], None]]:

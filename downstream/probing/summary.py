@@ -22,7 +22,7 @@ from downstream.probing.plan import (
     recognition_errors,
 )
 from downstream.probing.report import MIN_DEVIATIONS
-from downstream.probing.scoring import mean_and_deviation, percent
+from downstream.probing.scoring import mean_and_deviation, percent, verdict
 from downstream.probing.speaker_study import SCORES, Rate, SpeakerStudy
 from downstream.probing.study import LINEAR, RANDOM, TRAININGS, Study
 from utils.system.files import atomic_write
@@ -137,11 +137,7 @@ def _method_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy |
 def _claim(sentence: str, lower: Errors, higher: Errors) -> str:
     """A claim that some errors are lower than others, whether it holds, and its figures."""
     difference = Difference.between(lower.values, higher.values)
-    return f"- {_verdict(difference.low)}: {sentence}: {lower} against {higher}; lower by {difference}."
-
-
-def _verdict(low: float) -> str:
-    return "**holds**" if low > 0 else "**does not hold**"
+    return f"- {verdict(difference.low, difference.high)}: {sentence}: {lower} against {higher}; lower by {difference}."
 
 
 def _frame_errors(study: Study, row: Row) -> Errors:
@@ -185,7 +181,7 @@ def speaker_claims(plan: Plan, speakers: SpeakerStudy | None) -> list[str]:
             rates = [Rate.mean(speakers.rate(system, layer, score) for system in systems) for layer in plan.layers]
             difference, name = rates[-1] - rates[0], SCORES[score]
             lines.append(
-                f"- {_verdict(difference.interval[0])}: {sentence}, equal error rate of new speakers by {name}: "
+                f"- {verdict(*difference.interval)}: {sentence}, equal error rate of new speakers by {name}: "
                 f"{', '.join(map(str, rates))} % by layer, means over {len(systems)} time shifts; the first is lower "
                 f"than the last by {difference}."
             )
@@ -205,7 +201,7 @@ def _recognition_claims(study: Study, plan: Plan, best: Best) -> list[str]:
         most, fewest = plan.fractions[0], plan.fractions[-1]
         growth = Difference.between(gains[most], gains[fewest])
         lines.append(
-            f"- {_verdict(growth.low)}: The fewer labels, the more recognition gains by APC (2020): "
+            f"- {verdict(growth.low, growth.high)}: The fewer labels, the more recognition gains by APC (2020): "
             f"{percent(gains[fewest])} points with {share_name(fewest)}, {percent(gains[most])} with "
             f"{share_name(most)}; more by {growth}."
         )
