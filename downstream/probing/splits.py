@@ -137,13 +137,12 @@ def _find_speakers(sources: dict[str, Source]) -> Speakers:
 
 def _why_unlike(sources: dict[str, Source]) -> str:
     """Why sets of audio tell speakers in more than one way; empty where they do not."""
-    rules = {source.speakers.rule for source in sources.values()}
-    problems = [source.speakers.problem for source in sources.values() if source.speakers.problem]
-    if problems:
+    given = [source.speakers for source in sources.values() if source.speakers.of_utterance]  # no data directory's lack
+    if problems := [speakers.problem for speakers in given if speakers.problem]:
         return f"{problems[0].rpartition(': ')[0]}: move it away, or give manifests with speakers"
-    if len(rules) > 1:
-        given = " in one set and by ".join(sorted(rules))
-        return f"speakers are given by {given} in another; give manifests with speakers"
+    if len(rules := {speakers.rule for speakers in given}) > 1:
+        ways = " in one set and by ".join(sorted(rules))
+        return f"speakers are given by {ways} in another; give manifests with speakers"
     return ""
 
 
