@@ -116,8 +116,7 @@ class APCModel(nn.Module):
         batch, seq_len = self._check_inputs(inputs)
         lengths = [seq_len] * batch if lengths is None else lengths
         packing = Packing.from_lengths(check_lengths(lengths, batch, seq_len), seq_len, inputs.device)
-        frames = inputs.reshape(batch * seq_len, self.mel_dim)[packing.index]  # (frames, mel_dim)
-        outputs, _ = self.encode(frames, packing)  # of (frames, hidden_size)
+        outputs, _ = self.encode(packing.pack(inputs), packing)  # of (frames, hidden_size)
         predicted = None
         if self.postnet is not None:
             predicted = self.postnet.layer.bias.expand(batch * seq_len, -1)  # (batch * seq_len, mel_dim)
@@ -140,8 +139,8 @@ class APCModel(nn.Module):
         less than a millisecond on a core for one frame and three layers of 512.
 
         Args:
-            frames: float (batch, n, mel_dim), the next n frames of each of the streams, n from 1 on.
-            state: what the call before returned; None where the streams begin.
+            frames: float (batch, n, mel_dim), the next n frames of each of the streams, n ≥ 1.
+            state: what the previous call returned; None at the start of the streams.
 
         Returns:
             feats: (num_layers, batch, n, hidden_size), with a prenet one more, as of `forward`.
@@ -212,7 +211,7 @@ class APCModel(nn.Module):
             layers: the layers of `feats` to return, not negative; None for all. Layers above them are not computed.
 
         Returns:
-            outputs: of each of these layers in order, in the form of frames with hidden_size columns.
+            outputs: of each of these layers, in ascending order; shaped as frames, with hidden_size for mel_dim.
             state: after the last frames, of the recurrent layers that were computed.
         """
         layers = range(self.num_feats) if layers is None else layers
@@ -242,7 +241,11 @@ class APCModel(nn.Module):
         return output, state
 
     def predict(self, frames: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Packed frames (frames, mel_dim) to packed predictions (frames, mel_dim): all that training needs."""
+        """Packed frames (frames, mel_dim) to packed predictions (frames, mel_dim): all that training needs.
+
+        Raises:
+            InputError: the model has no prediction layer.
+        """
         if self.postnet is None:
             raise InputError("the model has no prediction layer (postnet) and computes features only")
         (last,), _ = self.encode(frames, packing, layers=[self.num_feats - 1])

@@ -1,6 +1,6 @@
 """Train an APC model on prepared utterances.
 
-    python train_apc.py                                        the papers' model but for --rnn_residual, on LibriSpeech
+    python train_apc.py                                        n = 1, no residual connections, on LibriSpeech
     python train_apc.py --rnn_residual --time_shift 3 --experiment_name ts3
     python train_apc.py --rnn_residual --time_shift 3 --experiment_name ts3 --resume
 
@@ -92,7 +92,7 @@ class Trainer:
             if self.progress.step == 0:
                 self.begin(stop)
             elif self.progress.batch == 0:
-                self.draw()  # opening the curves has made void what is at their last step
+                self.draw()  # opening the curves discarded the figures of their last step
             while not self.progress.is_done(self.args):
                 self.train_epoch(stop)
         except (InputError, Stopped) as ending:

@@ -81,9 +81,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_training_options(parser)
     help = "Train the model with the best time shift with this many seeds."
     add("--training_seeds", type=positive, default=3, metavar="N", help=help)
-    help = "Stack log Mel with this many frames before and after each; and, causal, twice as many before."
+    help = "Stack each log-Mel frame with this many on either side; also, causally, with twice as many before it."
     add("--context", type=positive, default=5, help=help)
-    help = "Also train models on the audio of DIR/train*, and verify the speakers of DIR/test*, who are others."
+    help = "Also train models on the audio of DIR/train*, and verify the speakers of DIR/test*, who must be others."
     add("--speaker_data", type=Path, metavar="DIR", help=help)
     add_perceptron_options(parser)
     add_abx_options(parser)
@@ -227,7 +227,7 @@ def run(args: argparse.Namespace) -> None:
     options = StudyOptions(probe_options(args), abx_options(args), recognition_options(args))
     study = Study(corpus, args.save_dir / "results", seeds, training_seeds, options, device)
     plan = Plan(args.time_shifts, args.epochs, list(range(args.num_layers)), args.context, args.fractions)
-    if plan.fractions:  # first: what is of no use stops the run here
+    if plan.fractions:  # before any training: a corpus of no use stops the run here
         for line in left_out(corpus, options.recognition.silence):
             print(line)
     speakers = speaker_study(args, device)

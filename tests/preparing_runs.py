@@ -9,7 +9,7 @@ import prepare_data
 ROOT = Path(__file__).parent.parent
 OWNERS = {  # where a method is from, and whose it is
     "record": ("utils.corpus.output_directory", "OutputDirectory"),
-    "has_size": ("utils.corpus.passes", "Pass"),
+    "keep_if_same_size": ("utils.corpus.passes", "Pass"),
     "save": ("utils.corpus.normalization", "Normalizer"),
     "log_mel": ("utils.audio", "log_mel"),
 }

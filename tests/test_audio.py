@@ -291,7 +291,7 @@ def test_the_sample_in_the_repository_is_what_its_readme_says(tmp_path):
     assert all(abs(ends[path.stem] - soundfile.info(path).duration) < 0.03 for path in REAL) and len(ends) == 5
 
 
-@pytest.mark.parametrize("method, has_statistics", [("has_size", False), ("log_mel", True)])
+@pytest.mark.parametrize("method, has_statistics", [("keep_if_same_size", False), ("log_mel", True)])
 def test_audio_killed_half_way_ends_with_the_same_bytes(corpus, tmp_path, method, has_statistics):
     prepare_audio(corpus, tmp_path / "alone")
     arguments = ["--librispeech_audio", str(corpus), "--save_dir", str(tmp_path / "out"), "--num_workers", "0"]

@@ -209,8 +209,8 @@ def test_the_number_of_workers_changes_no_byte(corpus, tmp_path, options):
 
 
 @pytest.mark.parametrize("norm, at, method, signal_name", [
-    ("none", 1, "record", "SIGKILL"), ("none", 23, "record", "SIGTERM"), ("none", 20, "has_size", "SIGINT"),
-    ("speaker", 17, "has_size", "SIGKILL"), ("speaker", 1, "save", "SIGKILL"),
+    ("none", 1, "record", "SIGKILL"), ("none", 23, "record", "SIGTERM"), ("none", 20, "keep_if_same_size", "SIGINT"),
+    ("speaker", 17, "keep_if_same_size", "SIGKILL"), ("speaker", 1, "save", "SIGKILL"),
     ("speaker", 9, "record", "SIGKILL"), ("speaker", 31, "record", "SIGTERM"),
 ])  # fmt: skip
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(

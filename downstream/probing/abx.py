@@ -33,10 +33,10 @@ ITEM_HEADER = "#file onset offset #phone prev-phone next-phone speaker"
 
 
 class AbxOptions(NamedTuple):
-    """Limits of the sampling, and the phones that are no speech."""
+    """Limits of the sampling, and the non-speech phones."""
 
-    max_items: int = 10  # triphones of one speaker and the same three phones
-    max_speakers: int = 5  # of X for each speaker and the same three phones of A, across speakers
+    max_items: int = 10  # tokens of each triphone per speaker
+    max_speakers: int = 5  # of X for each triphone and speaker of A, across speakers
     seed: int = 0
     silence: tuple[str, ...] = SILENCE
 

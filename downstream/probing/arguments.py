@@ -205,17 +205,17 @@ def probe_options(args: argparse.Namespace) -> ProbeOptions:
 
 
 def add_silence_option(parser: argparse.ArgumentParser) -> None:
-    """Add --silence: the phones that are no speech."""
-    help = "The phones that are no speech, for ABX and recognition."
+    """Add --silence: the non-speech phones."""
+    help = "The non-speech phones, for ABX and recognition."
     parser.add_argument("--silence", nargs="*", default=list(SILENCE), metavar="PHONE", help=help)
 
 
 def add_abx_options(parser: argparse.ArgumentParser) -> None:
     """Add the limits of the triphones that ABX compares."""
     add, default = parser.add_argument, AbxOptions()
-    help = "Draw at most this many triphones of a speaker and the same three phones."
+    help = "Draw at most this many tokens of each triphone per speaker."
     add("--abx_items", type=positive, default=default.max_items, metavar="N", help=help)
-    help = "Across speakers, draw at most this many other speakers for each speaker and the same three phones."
+    help = "Across speakers, draw X from at most this many other speakers for each triphone and speaker of A."
     add("--abx_speakers", type=positive, default=default.max_speakers, metavar="N", help=help)
 
 

@@ -100,10 +100,10 @@ def load_speaker_corpus(args: argparse.Namespace) -> Corpus:
 
 
 def record_corpus(directory: Path, corpus: Corpus) -> None:
-    """Record in a directory of models and results whose they are: every utterance, its speaker and its frames.
+    """Record which corpus a directory's models and results belong to: every utterance, its speaker and its frames.
 
     Raises:
-        InputError: they are of others.
+        InputError: they belong to another corpus.
     """
     spoken = {name: [*zip(corpus.sets[name].ids, corpus.speakers_of(name), strict=True)] for name in SETS}
     content = json.dumps([spoken, [corpus.sets[name].sha256 for name in SETS]])

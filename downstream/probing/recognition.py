@@ -2,10 +2,11 @@
 
 The recogniser is the same for all features: standardised frames go through three convolutions, the first with a stride
 of three frames, to log posteriors of phones and of CTC's blank. A step sees 190 ms. A recurrent layer would see the
-whole utterance, and learns utterances by heart where labels are few. Silence is no phone: it is left to the blank.
-It is trained on a share of the training set; the epoch with the lowest error on dev is kept. One seed determines
-the share, the initial weights and the order of the data. A smaller share is a part of a larger one. Fine-tuning starts
-from the trained recogniser, and trains the network that computes the features with it for a few epochs.
+whole utterance, and learns utterances by heart where labels are few. Silence does not count as a phone: it is left to
+the blank. It is trained on a share of the training set; the epoch with the lowest error on dev is kept. One seed
+determines the share, the initial weights and the order of the data. A smaller share is a part of a larger one.
+Fine-tuning starts from the trained recogniser, and trains the network that computes the features with it for a few
+epochs.
 """
 
 import copy
@@ -95,9 +96,8 @@ def encode(model: APCModel, inputs: torch.Tensor, lengths: torch.Tensor, layer: 
     """The features of one layer: (batch, seq_len, mel_dim) -> (batch, seq_len, hidden_size), zero on padding."""
     batch, seq_len = inputs.shape[:2]
     packing = Packing.from_lengths(lengths, seq_len, inputs.device)
-    (packed,), _ = model.encode(inputs.flatten(0, 1)[packing.index], packing, layers=[layer])
-    padded = packed.new_zeros(batch * seq_len, packed.size(1)).index_copy(0, packing.index, packed)
-    return padded.view(batch, seq_len, -1)
+    (packed,), _ = model.encode(packing.pack(inputs), packing, layers=[layer])
+    return packing.unpack(packed, batch, seq_len)
 
 
 class Transcribed(NamedTuple):

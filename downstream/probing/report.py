@@ -1,10 +1,8 @@
 """The Markdown report: the corpus, the table, the claims and the figures."""
 
 import argparse
-import math
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from downstream.probing.plan import (
     recognition_errors,
 )
 from downstream.probing.recognition import left_out
-from downstream.probing.scoring import mean_and_deviation, percent
+from downstream.probing.scoring import Difference, percent
 from downstream.probing.speaker_report import speaker_lines
 from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.splits import SETS, TEST, TRAIN
@@ -40,34 +38,6 @@ shares, and all of dev determines the epoch that is kept:
 """
 CORPUS = "## Corpus and method"
 MAX_COMMAND = 2000  # characters
-MIN_DEVIATIONS = 2  # of a difference that counts
-
-
-class Claim(NamedTuple):
-    """Errors (fractions) of the best trained layer and of another system: mean and standard deviation of each."""
-
-    best: tuple[float, float]
-    other: tuple[float, float]
-
-    @property
-    def deviations(self) -> float:
-        """The difference, positive where the trained layer is better, in its standard deviations."""
-        difference, deviation = self.other[0] - self.best[0], math.hypot(self.best[1], self.other[1])
-        if deviation:
-            return difference / deviation
-        return math.copysign(math.inf, difference) if difference else 0.0
-
-    @property
-    def holds(self) -> bool:
-        """Whether the trained layer is clearly better."""
-        return self.deviations > MIN_DEVIATIONS
-
-    @property
-    def words(self) -> str:
-        """The verdict and the figures."""
-        best_error, error = (f"{100 * mean:.2f} ± {100 * std:.2f} %" for mean, std in (self.best, self.other))
-        verdict = "lower" if self.holds else "**not** clearly lower"
-        return f"{verdict}: {best_error} against {error} ({self.deviations:.1f} deviations of the difference)"
 
 
 def table_lines(study: Study, plan: Plan, best: Best) -> list[str]:
@@ -101,21 +71,24 @@ def recognition_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     lines += [f"\n{sentence}" for sentence in left_out(study.corpus, study.options.recognition.silence)]
     *others, trained, _ = rows
     for row in others:
-        lines.append(f"\nThe phone error rate of {trained.name} is, against {row.name},\n")
+        lines.append(f"\nThe phone error rate of {trained.name} is lower than that of {row.name}\n")
         for fraction, number in zip(plan.fractions, minutes, strict=True):
-            scores = [mean_and_deviation(recognition_errors(study, of_row, fraction)) for of_row in (trained, row)]
-            lines.append(f"- from {number:.1f} minutes of labelled speech {Claim(*scores).words}")
+            errors = [recognition_errors(study, of_row, fraction) for of_row in (trained, row)]
+            lines.append(f"- from {number:.1f} minutes of labelled speech: {_compared(*errors)}")
     return lines
+
+
+def _compared(errors: list[float], others: list[float]) -> str:
+    """The verdict on a claim that errors are lower than others, and the figures."""
+    difference = Difference.between(errors, others)
+    return f"{difference.verdict}, {percent(errors)} % against {percent(others)} %; lower by {difference}"
 
 
 def claim_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """A line for each claim."""
-    lines = []
-    errors = mean_and_deviation(study.errors(*all_trainings(study, plan, best).result))
-    for row in baselines(study, plan):
-        claim = Claim(errors, mean_and_deviation(study.errors(*row.result)))
-        lines.append(f"- against {row.label}, {claim.words}")
-    return lines
+    errors = study.errors(*all_trainings(study, plan, best).result)
+    rows = baselines(study, plan)
+    return [f"- than of {row.label}: {_compared(errors, study.errors(*row.result))}" for row in rows]
 
 
 def head_lines(args: argparse.Namespace) -> list[str]:
@@ -152,7 +125,7 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
     abx = study.options.abx
     late = f" The labels are taken {corpus.labels.late_ms:g} ms earlier." if corpus.labels.late_ms else ""
     return [
-        f"{'; '.join(sizes)}, told by {corpus.speakers_from}. {len(corpus.labels.phones)} phones; always saying "
+        f"{'; '.join(sizes)}, identified by {corpus.speakers_from}. {len(corpus.labels.phones)} phones; always saying "
         f"{common} is wrong in {100 * share:.1f} % of the test frames that have a phone.{late} "
         f"Frames: {FrameSpec.of_directory(corpus.prepared / TRAIN).describe()}.\n",
         f"Errors in %, mean ± standard deviation over {len(study.seeds)} seeds. A seed decides a probe's first weights "
@@ -161,8 +134,8 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
         "each spoken phone is given the phone of the highest mean log posterior over its frames. Layers and the time "
         "shift are chosen on dev, the other errors are of test. APC's features are causal: at t they have seen the "
         f"frames up to t only, as log Mel with {2 * plan.context} frames before and 0 after.\n",
-        f"ABX: chance is 50 %. Of test's triphones, at most {abx.max_items} of a speaker and the same three phones are "
-        f"compared, across speakers with those of at most {abx.max_speakers} others; seed {abx.seed} draws them.\n",
+        f"ABX: chance is 50 %. At most {abx.max_items} tokens of each triphone per speaker are compared; across "
+        f"speakers, X is of at most {abx.max_speakers} other speakers. Seed {abx.seed} draws them.\n",
         f"{speakers}\n",
     ]
 
@@ -182,7 +155,7 @@ def write_report(
     plots.plot_prediction(study, model, directory)
     claims = (
         f"The error per frame of a linear classifier on the best trained layer (layer {best.layer} of the model of "
-        f"time shift {best.time_shift}, {plan.epochs} epochs, {len(study.training_seeds)} trainings) is"
+        f"time shift {best.time_shift}, {plan.epochs} epochs, {len(study.training_seeds)} trainings) is lower"
     )
     lines = [*head, *corpus_lines(study, plan), *table_lines(study, plan, best), "", claims, ""]
     lines += [*claim_lines(study, plan, best), ""]

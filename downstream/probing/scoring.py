@@ -1,10 +1,13 @@
 """Errors of classifiers and of verification."""
 
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+MIN_DEVIATIONS = 2  # of a difference that counts
 
 
 class PhoneScores(NamedTuple):
@@ -80,13 +83,6 @@ def equal_error_rates(scores: np.ndarray, is_same: np.ndarray, weights: np.ndarr
     return first - low / (high - low) * (last - first)
 
 
-def verdict(low: float, high: float) -> str:
-    """Whether a claim holds, given the interval of what it says is above 0."""
-    if low > 0:
-        return "**holds**"
-    return "**does not hold**, the opposite does" if high < 0 else "**does not hold**, nor does the opposite"
-
-
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (0 for a single value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
@@ -96,3 +92,33 @@ def percent(values: list[float]) -> str:
     """Errors of several seeds in percent, as 'mean ± standard deviation'."""
     mean, deviation = mean_and_deviation(values)
     return f"{100 * mean:.2f}" if len(values) == 1 else f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+
+
+class Difference(NamedTuple):
+    """By how much one system's errors (fractions) are lower than another's, with an interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def between(cls, lower: list[float], higher: list[float]) -> "Difference":
+        """The difference of the means of errors, one for each seed; MIN_DEVIATIONS of it on each side."""
+        (mean, deviation), (other, other_deviation) = map(mean_and_deviation, (lower, higher))
+        margin = MIN_DEVIATIONS * math.hypot(deviation, other_deviation)
+        return cls(other - mean, other - mean - margin, other - mean + margin)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict on a claim that the difference is above 0."""
+        return verdict(self.low, self.high)
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.2f} [{100 * self.low:.2f}, {100 * self.high:.2f}]"
+
+
+def verdict(low: float, high: float) -> str:
+    """The verdict on a claim that a difference is above 0, given the difference's interval."""
+    if low > 0:
+        return "**holds**"
+    return f"**does not hold** ({'contradicted' if high < 0 else 'undecided'})"

@@ -2,7 +2,7 @@
 
 from downstream.probing.plan import Plan
 from downstream.probing.scoring import verdict
-from downstream.probing.speaker_study import SCORES, Rate, SpeakerStudy
+from downstream.probing.speaker_study import FIRST_LAYER, SCORES, Rate, SpeakerStudy
 from downstream.probing.speakers import DRAWS, MIN_LDA_SPEAKERS, repeats
 from downstream.probing.splits import SETS, TRAIN
 from downstream.probing.study import RANDOM
@@ -45,7 +45,7 @@ def _corpus_lines(study: SpeakerStudy) -> list[str]:
     return [
         f"The models are trained on {sizes[0]}, and validated on {sizes[1]}. The trials are "
         f"{len(study.trials.is_same)} pairs of {sizes[2]}, none of whom is in training; two utterances of one "
-        f"recording also share its conditions. Speakers are told by {corpus.speakers_from}. "
+        f"recording also share its conditions. Speakers are identified by {corpus.speakers_from}. "
         "Features are averaged over each utterance, less the mean of training. "
         f"Equal error rates (EER) in %, with 95 % intervals from {DRAWS} draws of the speakers; random APC: the mean "
         f"over {len(study.seeds)} networks. LDA learns from {learns_from}.\n"
@@ -63,7 +63,7 @@ def _claim_lines(study: SpeakerStudy, plan: Plan, score: str) -> list[str]:
     first, last, every = (mean(trained, layers) for layers in (plan.layers[:1], plan.layers[-1:], plan.layers))
     log_mel, untrained = mean(["log_mel"], [0]), mean([RANDOM], plan.layers)
     return [
-        _claim("The first layer tells speakers apart better than the last", first, last),
+        _claim(FIRST_LAYER, first, last),
         _claim("APC (mean over layers) tells speakers apart better than log Mel", every, log_mel),
         _claim("APC (mean over layers) tells speakers apart better than random networks", every, untrained),
     ]
@@ -73,4 +73,4 @@ def _claim(sentence: str, better: Rate, other: Rate) -> str:
     """A claim, whether it holds, and its figures."""
     difference = other - better
     words = verdict(*difference.interval)
-    return f"- {sentence}: {words}. EER {better} against {other}; the difference is {difference}."
+    return f"- {words}: {sentence}. EER {better} against {other}; the difference is {difference}."

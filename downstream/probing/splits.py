@@ -49,7 +49,7 @@ def find_splits(
     """
     paths = {name: path for name in SETS if (path := _set_path(data, name)).exists()}
     if missing := [name for name in (TRAIN, DEV) if name not in paths]:
-        raise InputError(f"{data / missing[0]} is not a directory; {data} must hold train, dev and, best, test")
+        raise InputError(f"{data / missing[0]} is not a directory; {data} must hold train, dev and preferably test")
     found, files = _find_sets(paths, options)
     rule = _find_speakers(found)
     if TEST not in files:
@@ -125,7 +125,7 @@ def _find_speakers(sources: dict[str, Source]) -> Speakers:
     problems = [source.speakers for source in sources.values() if source.speakers.problem]
     for speakers in problems:
         if not speakers.of_utterance:  # a data directory
-            raise InputError(f"{speakers.problem.rpartition(': ')[0]}: add one")
+            raise InputError(f"{speakers.problem}: add one")
     if len(rules) > 1 and isinstance(sources[TRAIN], ArchiveSource):
         raise InputError(f"{sources[TRAIN]} and other sets tell speakers in different ways: give each a utt2spk")
     if len(rules) > 1 or problems:
@@ -139,7 +139,7 @@ def _why_unlike(sources: dict[str, Source]) -> str:
     """Why sets of audio tell speakers in more than one way; empty where they do not."""
     given = [source.speakers for source in sources.values() if source.speakers.of_utterance]  # no data directory's lack
     if problems := [speakers.problem for speakers in given if speakers.problem]:
-        return f"{problems[0].rpartition(': ')[0]}: move it away, or give manifests with speakers"
+        return f"{problems[0]}: move it away, or give manifests with speakers"
     if len(rules := {speakers.rule for speakers in given}) > 1:
         ways = " in one set and by ".join(sorted(rules))
         return f"speakers are given by {ways} in another; give manifests with speakers"

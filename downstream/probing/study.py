@@ -101,7 +101,7 @@ class Study:
         return name if seed == self.training_seeds[0] else f"{name}_seed{seed}"
 
     def members(self, system: str) -> list[tuple[str, int]]:
-        """The (system, seed) in the name of each of a system's files of results."""
+        """The (system, seed) of each of a system's files of results."""
         if system.endswith(TUNED):
             return [(name + TUNED, seed) for name, seed in self.members(system.removesuffix(TUNED))]
         if system.endswith(TRAININGS):

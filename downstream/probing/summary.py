@@ -4,8 +4,6 @@ A difference of errors has an interval of two standard deviations on each side, 
 a 95 % interval by the bootstrap, over speakers. A claim holds where the whole interval is above 0.
 """
 
-import math
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +19,8 @@ from downstream.probing.plan import (
     recognised,
     recognition_errors,
 )
-from downstream.probing.report import MIN_DEVIATIONS
-from downstream.probing.scoring import mean_and_deviation, percent, verdict
-from downstream.probing.speaker_study import SCORES, Rate, SpeakerStudy
+from downstream.probing.scoring import Difference, percent, verdict
+from downstream.probing.speaker_study import FIRST_LAYER, SCORES, Rate, SpeakerStudy
 from downstream.probing.study import LINEAR, RANDOM, TRAININGS, Study
 from utils.system.files import atomic_write
 
@@ -31,24 +28,6 @@ PAPERS = """2019: Chung et al., "An Unsupervised Autoregressive Model for Speech
 2020: Chung and Glass, "Generative Pre-Training for Speech with Autoregressive Predictive Coding", ICASSP.
 """
 SMALL_SHARE = 1 / 16  # of the labels
-
-
-class Difference(NamedTuple):
-    """By how much one system's errors (fractions) are lower than another's, with an interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def between(cls, lower: Sequence[float], higher: Sequence[float]) -> "Difference":
-        """The difference of the means of errors, one for each seed."""
-        (mean, deviation), (other, other_deviation) = map(mean_and_deviation, (lower, higher))
-        margin = MIN_DEVIATIONS * math.hypot(deviation, other_deviation)
-        return cls(other - mean, other - mean - margin, other - mean + margin)
-
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.2f} [{100 * self.low:.2f}, {100 * self.high:.2f}]"
 
 
 class Errors(NamedTuple):
@@ -89,7 +68,7 @@ def _shares(plan: Plan) -> list[float]:
 def _table_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy | None) -> list[str]:
     """The Markdown table, a row for each system."""
     shares = [f"phone error rate, {share_name(fraction)}" for fraction in _shares(plan)]
-    columns = ["features", "layer", "APC trained", "frame error", "phone error", "ABX within speakers", "ABX across"]
+    columns = ["features", "layer", "trainings", "frame error", "phone error", "ABX within speakers", "ABX across"]
     columns += [*shares, "EER of new speakers, cosine", "EER, LDA"]
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     log_mel, random, trained, tuned = recognised(study, plan, best)
@@ -124,8 +103,8 @@ def _method_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy |
         new = " New speakers: one training, on another corpus, 95 % intervals over speakers."
         of_new = "; of new speakers 95 %, over speakers"
     return [
-        f"Errors on test in %, mean ± standard deviation. The layers and the time shift, {best.time_shift} of "
-        f"{', '.join(map(str, plan.time_shifts))}, were chosen on dev. APC was trained {trainings} times with that "
+        f"Errors on test in %, mean ± standard deviation. The layers and the time shift ({best.time_shift}, out "
+        f"of {', '.join(map(str, plan.time_shifts))}) were chosen on dev. APC was trained {trainings} times with that "
         f"time shift, and probed once each time; there are {seeds} random networks, and {seeds} {read} "
         f"of log Mel. Probes are linear but for mlp3, a perceptron of three hidden layers.{new} report.md has every "
         "layer and time shift.\n",
@@ -137,7 +116,7 @@ def _method_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy |
 def _claim(sentence: str, lower: Errors, higher: Errors) -> str:
     """A claim that some errors are lower than others, whether it holds, and its figures."""
     difference = Difference.between(lower.values, higher.values)
-    return f"- {verdict(difference.low, difference.high)}: {sentence}: {lower} against {higher}; lower by {difference}."
+    return f"- {difference.verdict}: {sentence}: {lower} against {higher}; lower by {difference}."
 
 
 def _frame_errors(study: Study, row: Row) -> Errors:
@@ -165,14 +144,16 @@ def _layer_claims(study: Study, plan: Plan, best: Best) -> list[str]:
         return []
     row = all_trainings(study, plan, best)
     last, first = (_frame_errors(study, row._replace(layer=layer)) for layer in (plan.layers[-1], plan.layers[0]))
-    return [_claim("The last layer knows more about phones than the first (2019), frame error", last, first)]
+    return [
+        _claim("The last layer carries more information about phones than the first (2019), frame error", last, first)
+    ]
 
 
 def speaker_claims(plan: Plan, speakers: SpeakerStudy | None) -> list[str]:
     """The first layer against the last, over all time shifts; no claim about a single layer."""
     if len(plan.layers) == 1:
         return []
-    sentence = "The first layer knows more about speakers than the last (2019)"
+    sentence = FIRST_LAYER
     if speakers is None:
         return [f"- **not tested**: {sentence}: give speakers who are not in training by --speaker_data."]
     systems, lines = [plan.trained(n) for n in plan.time_shifts], []
@@ -182,8 +163,8 @@ def speaker_claims(plan: Plan, speakers: SpeakerStudy | None) -> list[str]:
             difference, name = rates[-1] - rates[0], SCORES[score]
             lines.append(
                 f"- {verdict(*difference.interval)}: {sentence}, equal error rate of new speakers by {name}: "
-                f"{', '.join(map(str, rates))} % by layer, means over {len(systems)} time shifts; the first is lower "
-                f"than the last by {difference}."
+                f"{', '.join(map(str, rates))} % by layer, means over {len(systems)} time shifts; the last minus "
+                f"the first: {difference}."
             )
     return lines
 
@@ -194,15 +175,17 @@ def _recognition_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     lines, gains = [], {}
     for fraction in plan.fractions:
         errors = [Errors(row.name, recognition_errors(study, row, fraction)) for row in (trained, log_mel)]
-        gains[fraction] = [b - a for a, b in zip(*(of.values for of in errors), strict=False)]  # of the same share
+        gains[fraction] = [
+            b - a for a, b in zip(*(system.values for system in errors), strict=False)
+        ]  # of the same share
         sentence = f"Recognition from APC beats log Mel with {share_name(fraction)} (2020), phone error rate"
         lines.append(_claim(sentence, *errors))
     if len(gains) > 1:
         most, fewest = plan.fractions[0], plan.fractions[-1]
         growth = Difference.between(gains[most], gains[fewest])
         lines.append(
-            f"- {verdict(growth.low, growth.high)}: The fewer labels, the more recognition gains by APC (2020): "
+            f"- {growth.verdict}: The fewer labels, the more recognition gains by APC (2020): "
             f"{percent(gains[fewest])} points with {share_name(fewest)}, {percent(gains[most])} with "
-            f"{share_name(most)}; more by {growth}."
+            f"{share_name(most)}; difference of the gains: {growth}."
         )
     return lines

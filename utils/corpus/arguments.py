@@ -92,7 +92,7 @@ def choose_scaling(args: argparse.Namespace, source: Source, spec: FrameSpec = U
 
 
 def check_frames(args: argparse.Namespace, source: Source, for_audio: bool, scales: bool) -> None:
-    """Raise InputError where options are for audio and the source is none, or they scale what is scaled already."""
+    """Raise InputError where options are for audio and the source is not, or they scale what is scaled already."""
     is_misplaced = isinstance(source, PreparedSource) and args.front_end
     if is_misplaced or (for_audio and not isinstance(source, AudioSource)):
         raise InputError("--channel, --resample and --dither are for audio, --front_end also for archives")
@@ -113,5 +113,5 @@ def _choose_speakers(args: argparse.Namespace, source: Source, mode: str) -> Spe
     if args.utt2spk or args.spk2utt:
         return Speakers.read(args.utt2spk or args.spk2utt, speaker_first=bool(args.spk2utt))
     if source.speakers.problem and scope(mode) == "speaker":
-        raise InputError(source.speakers.problem)
+        raise InputError(f"{source.speakers.problem}: {source.speakers.advice}")
     return source.speakers

@@ -49,7 +49,7 @@ DEFAULT_OPTIONS = AudioOptions()
 
 
 class Entry(NamedTuple):
-    """An utterance as something names it.
+    """An utterance as a directory tree, a list or a command line gives it.
 
     Attributes:
         path: the audio file.
@@ -57,6 +57,9 @@ class Entry(NamedTuple):
         name: the file's path in what was given, which the id is made from; or None where `id` is given.
         stamp: what changes when the file does.
         size: its share of the progress, in bytes.
+        id: the utterance id, where `name` is None.
+        span: the part of the file.
+        channel: that of the list; None where it gives none.
         is_piped: the file is a copy of what came by a pipe, which `place` names.
     """
 
@@ -170,7 +173,7 @@ class AudioSource(Source):
         """The utterances of some entries; without `speakers`, names and directories tell who speaks.
 
         Raises:
-            InputError: names are no utterance ids, or two utterances have the same id; lists them all.
+            InputError: a name cannot be an utterance id, or two utterances have the same; lists all problems.
         """
         ids, note = _utterance_ids(entries, options.utterance_id)
         _check_ids(entries, ids)
@@ -267,7 +270,7 @@ def _id_of(entry: Entry, rule: str | None) -> str:
 
 
 def _check_ids(entries: list[Entry], ids: list[str]) -> None:
-    """Raise InputError where an id is none or that of two entries, or a format is unknown; lists them all."""
+    """Raise InputError where an id is invalid or used twice, or a format is unknown; lists all problems."""
     problems: list[str] = []
     first: dict[str, Entry] = {}
     for utterance, entry in zip(ids, entries, strict=True):

@@ -18,7 +18,7 @@ def find_audio(paths: list[Path], options: AudioOptions = DEFAULT_OPTIONS) -> Au
     """These audio files, and all below these directories. An utterance's id is its file's name without the suffix.
 
     Raises:
-        InputError: there is none, names are no utterance ids, or a directory is unreadable.
+        InputError: there is no audio file, a name cannot be an utterance id, or a directory is unreadable.
     """
     folders = [path.absolute() if path.is_dir() else path.absolute().parent for path in paths]
     top = Path(os.path.commonpath(folders))

@@ -31,7 +31,7 @@ def read_data_directory(directory: Path, options: AudioOptions) -> Source:
     """The utterances of a data directory.
 
     Raises:
-        InputError: an entry is a command or of another form, or an id is none or duplicate; lists them all.
+        InputError: an entry is a command or malformed, or an id is invalid or a duplicate; lists all problems.
     """
     if not (directory / WAV).is_file():
         features = ArchiveSource([directory / FEATS], front_end=options.archives_of)
@@ -55,7 +55,8 @@ def _read_speakers(directory: Path, utterances: Iterable[Entry | Utterance]) -> 
             return Speakers.read(directory / name, speaker_first=name == SPK2UTT)
     if all(LIBRISPEECH_ID.fullmatch(utterance.id) for utterance in utterances):
         return FROM_IDS
-    return Speakers(problem=f"{directory} has no {UTT2SPK}: give --utt2spk or --spk2utt, or another --norm")
+    advice = "give --utt2spk or --spk2utt, or another --norm"
+    return Speakers(problem=f"{directory} has no {UTT2SPK}", advice=advice)
 
 
 def _read_recordings(wav_scp: Path) -> list[Entry]:

@@ -32,7 +32,7 @@ def find_source(paths: list[Path], options: AudioOptions = DEFAULT_OPTIONS) -> S
     audio. Files are audio, one manifest (.tsv), or archives; `-` is an audio file on standard input.
 
     Raises:
-        InputError: there is nothing of the kind, or several kinds.
+        InputError: the paths name nothing that can be read, or sources of different kinds.
     """
     if paths == [Path(STANDARD_INPUT)]:
         return read_standard_input(options)

@@ -39,7 +39,7 @@ class FrameSpec:
         dither: standard deviation of the noise, for samples in the range of int16.
         norm: how frames are normalised, one of normalization.MODES.
         normalization: in a global mode, the mean and variance that frames are scaled by, as in normalization.json.
-        is_assumed: whether nothing was recorded, and this is how it was done before it was.
+        is_assumed: whether nothing was recorded, so that these are the settings used before recording began.
     """
 
     front_end: str | None = None
@@ -89,7 +89,7 @@ class FrameSpec:
             raise InputError(f"{location}: the front end {name} is unknown: there are {', '.join(FRONT_ENDS)}")
         if norm not in (None, *MODES) or not isinstance(dither, int | float | None):
             found = f"norm {one_line(repr(norm), 40)} and dither {one_line(repr(dither), 40)}"
-            raise InputError(f"{location} is damaged: {found} are no such settings")
+            raise InputError(f"{location} is damaged: {found} are not valid settings")
         if normalization is not None:
             Normalizer.from_json(normalization, location)
         return cls(front_end=front_end, dither=dither, norm=norm, normalization=normalization)
@@ -106,7 +106,7 @@ class FrameSpec:
         return Normalizer(self.norm) if self.norm and scope(self.norm) in ("utterance", "none") else None
 
     def make_frames(self, waveform: np.ndarray, sample_rate: int, seed: str = "") -> np.ndarray:
-        """The frames of a waveform, float32 (frames, 80); one of speakers' modes by its own mean and variance.
+        """The frames of a waveform, float32 (frames, 80); where the norm is by speaker, scaled by the waveform's own.
 
         What is unknown is taken from the default front end, with a warning.
 

@@ -19,7 +19,7 @@ def read_manifest(path: Path, options: AudioOptions) -> AudioSource:
     """The utterances of a manifest.
 
     Raises:
-        InputError: lines of another form, or an id is none or duplicate; lists them all.
+        InputError: a line is malformed, or an id is invalid or a duplicate; lists all problems.
     """
     entries, speakers, problems, root = [], {}, [], None
     for place, line in read_list(path):

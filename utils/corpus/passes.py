@@ -81,8 +81,8 @@ class Pass:
             raise InputError(f"{error}; --on_error skip skips such utterances") from error
         self.skipped.append(f"{utterance.id}\t{error}")
 
-    def has_size(self, utterance: Utterance, mel_dim: int) -> bool:
-        """Whether an utterance's frames have the size of the first one's; otherwise it is skipped."""
+    def keep_if_same_size(self, utterance: Utterance, mel_dim: int) -> bool:
+        """Keep an utterance whose frames have the first one's size, else skip it; returns whether it is kept."""
         location, size = self.first = self.first or (utterance.location, mel_dim)
         if mel_dim != size:
             reason = f"frames of size {mel_dim}, but those of the first, {location}, have size {size}"

@@ -113,7 +113,8 @@ def _write_tensors(reading: Pass, utterances: Iterable[Utterance], out: OutputDi
     """Write every tensor that is not there yet, then lengths.pkl."""
     order: list[str] = []
 
-    def is_done_or_claimed(utterance: Utterance) -> bool:
+    def is_done_else_claim(utterance: Utterance) -> bool:
+        """Whether an utterance is done; one that is not is claimed."""
         if not out.has(utterance.id):
             out.claim(utterance.id)
             return False
@@ -122,8 +123,8 @@ def _write_tensors(reading: Pass, utterances: Iterable[Utterance], out: OutputDi
         return True
 
     work = partial(write_tensor, directory=out.path, max_seq_len=max_seq_len)
-    for utterance, facts in reading.map("writing tensors", work, remaining(utterances, is_done_or_claimed, order)):
-        if reading.has_size(utterance, facts["mel_dim"]):
+    for utterance, facts in reading.map("writing tensors", work, remaining(utterances, is_done_else_claim, order)):
+        if reading.keep_if_same_size(utterance, facts["mel_dim"]):
             out.record(utterance.id, **facts)
     lengths = {name: out.done[name]["frames"] for name in order if out.has(name)}
     if not lengths:

@@ -165,7 +165,7 @@ def _gather_statistics(reading: Pass, scaling: Scaling) -> Normalizer:
     sums: dict[str, np.ndarray] = {}
     utterances = _change_each(reading.source, check_speaker)
     for utterance, of_utterance in reading.map("gathering statistics", sum_of_frames, utterances):
-        if reading.has_size(utterance, of_utterance.shape[1] - 1):
+        if reading.keep_if_same_size(utterance, of_utterance.shape[1] - 1):
             group = speakers.group(utterance, over)
             sums[group] = sums.get(group, 0) + of_utterance
     statistics = {name: mean_and_std(of_speaker, mode) for name, of_speaker in sums.items()}

@@ -25,13 +25,15 @@ class Speakers:
         of_utterance: the speaker of each utterance; with BY_ID, ids that are not in it are taken apart.
         source: for BY_MAP, the file, for errors.
         problem: why speakers cannot be told, for a job that needs them; empty where they can.
-        is_listed: whether a list names the files: where one lies is then no part of its name.
+        advice: what to do about it.
+        is_listed: whether a list names the files; their folders are then not part of their names.
     """
 
     rule: str = BY_ID
     of_utterance: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     problem: str = ""
+    advice: str = ""
     is_listed: bool = False
 
     @classmethod
@@ -70,11 +72,10 @@ class Speakers:
                 other = other or path
         if not by_id:
             return cls(BY_FOLDER, by_folder)
-        problem = (
-            f"{other} is not named as LibriSpeech's files are, but others are: "
-            "give the speakers by --utt2spk or --spk2utt, or move it away"
-        )
-        return cls(BY_ID, by_id, problem=problem if other else "")
+        if other is None:
+            return cls(BY_ID, by_id)
+        problem = f"{other} is not named as LibriSpeech's files are, but others are"
+        return cls(BY_ID, by_id, problem=problem, advice="give the speakers by --utt2spk or --spk2utt, or move it away")
 
     def of(self, utterance: str) -> str:
         """The speaker of an utterance id. Raises InputError where it is unknown."""

@@ -195,15 +195,14 @@ class Extraction:
         inputs = pad_sequence([torch.from_numpy(piece) for piece in pieces], batch_first=True)
         longest = inputs.size(1)
         packing = Packing.from_lengths(lengths, longest, self.device)
-        packed = inputs.to(self.device).flatten(0, 1)[packing.index]  # (frames, mel_dim)
+        packed = packing.pack(inputs.to(self.device))  # (frames, mel_dim)
         with autocast(self.device, self.args.precision):
             outputs, state = self.model.encode(packed, packing, state, self.layers)
         outputs = torch.stack(outputs).float()  # (layers, frames, hidden_size)
         if self.args.layer == MEAN_OF_LAYERS:
             outputs = outputs.mean(0, keepdim=True)
-        padded = outputs.new_zeros(outputs.size(0), len(pieces) * longest, outputs.size(2))
-        padded.index_copy_(1, packing.index, outputs)
-        padded = padded.cpu().unflatten(1, (len(pieces), longest)).numpy()  # (layers, batch, longest, hidden_size)
+        padded = packing.unpack(outputs, len(pieces), longest)  # (layers, batch, longest, hidden_size)
+        padded = padded.cpu().numpy()
         return [padded[:, row, : len(piece)] for row, piece in enumerate(pieces)], state
 
 

@@ -27,6 +27,15 @@ class Packing(NamedTuple):
         index, order, inverse = (part.to(device, non_blocking=True) for part in (index, order, torch.argsort(order)))
         return cls(index, is_true.sum(1), order, inverse)
 
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """The true frames, (frames, size), of a padded batch (batch, seq_len, size)."""
+        return padded.flatten(0, 1)[self.index]
+
+    def unpack(self, packed: torch.Tensor, batch: int, seq_len: int) -> torch.Tensor:
+        """A padded batch (..., batch, seq_len, size), zero on padding, of packed frames (..., frames, size)."""
+        padded = packed.new_zeros(*packed.shape[:-2], batch * seq_len, packed.size(-1))
+        return padded.index_copy(-2, self.index, packed).unflatten(-2, (batch, seq_len))
+
     def sequence(self, frames: torch.Tensor) -> PackedSequence:
         """Wrap packed frames (frames, size) as PyTorch's recurrent layers take them."""
         return PackedSequence(frames, self.batch_sizes, self.sorted_indices, self.unsorted_indices)

@@ -120,7 +120,7 @@ def _parse_config(path: Path, text: Any) -> Any:
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: its {CONFIG_KEY} is no JSON: {one_line(error, 200)}") from error
+        raise InputError(f"{path} is damaged: its {CONFIG_KEY} is not JSON: {one_line(error, 200)}") from error
 
 
 def describe_config(model: torch.nn.Module) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _released_names(path: Path, state: Mapping[str, Any]) -> tuple[dict[str, tor
     is_s3prl = any(str(key).removeprefix("module.").startswith("rnn_layers.") for key in state)
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor) or value.dtype not in WEIGHT_TYPES:
-            raise InputError(f"{path} is not an APC checkpoint: {one_line(repr(key), 60)} is no tensor of weights")
+            raise InputError(f"{path} is not an APC checkpoint: {one_line(repr(key), 60)} is not a tensor of weights")
         name = key.removeprefix("module.")  # as DataParallel saves it
         if is_s3prl:
             name = re.sub(r"^rnn_layers\.", "rnns.", name)
@@ -243,7 +243,7 @@ def _known_facts(path: Path, own_config: dict[str, Any], is_s3prl: bool) -> Fact
 
 
 def _recorded_spec(config: Mapping[str, Any], location: Path) -> FrameSpec:
-    """How a model's frames were made, by its configuration; assumed where that is of before it was recorded."""
+    """How a model's frames were made, by its configuration; assumed for one older than the record."""
     if FRAMES_KEY in config:
         return FrameSpec.from_json(config[FRAMES_KEY], location)
     return FrameSpec.of_front_end(FRONT_ENDS[UNRECORDED_FRONT_END], is_assumed=True)

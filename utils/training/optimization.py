@@ -46,7 +46,7 @@ def lr_factor(step: int, schedule: str = "constant", warmup_steps: int = 0, tota
         step: steps done before it.
         schedule: one of SCHEDULES. 'cosine' falls along half a cosine, from the warm-up's end to zero after the last
             step.
-        warmup_steps: steps over which the rate rises linearly, from a first step that is not yet zero.
+        warmup_steps: steps over which the rate rises linearly, from a first step whose rate is already above zero.
         total_steps: steps of the whole training.
     """
     if step < warmup_steps:
@@ -89,11 +89,12 @@ class NonfiniteGuard:
         progress.skipped_in_a_row += 1
         names = " ".join(utterances)
         found = f"step {progress.step + 1}: loss {loss}, gradient norm {norm}; its batch of {len(utterances)}:"
-        log.warning("skipped %s %s", found, names)
-        if self.on_nonfinite == "skip" and progress.skipped_in_a_row <= MAX_SKIPPED_IN_A_ROW:
+        is_skipped = self.on_nonfinite == "skip" and progress.skipped_in_a_row <= MAX_SKIPPED_IN_A_ROW
+        log.warning("%s %s %s", "skipped" if is_skipped else "stopped at", found, names)
+        if is_skipped:
             return False
-        in_a_row, progress.skipped_in_a_row = progress.skipped_in_a_row, 0
-        advice = f"skipped {in_a_row} in a row, --on_nonfinite skip allows {MAX_SKIPPED_IN_A_ROW}"
+        progress.skipped_in_a_row = 0
+        advice = f"--on_nonfinite skip skips such batches, at most {MAX_SKIPPED_IN_A_ROW} in a row"
         message = f"{found} {one_line(names, NAMES_CHARACTERS)} (the log has all); {advice}"
         raise self.ranks.exit_together(InputError(message))
 
