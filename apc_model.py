@@ -131,7 +131,7 @@ class APCModel(nn.Module):
 
     @torch.no_grad()
     def stream(
-        self, frames: torch.Tensor, state: tuple[torch.Tensor, ...] | None = None
+        self, frames: torch.Tensor | np.ndarray, state: tuple[torch.Tensor, ...] | None = None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The features of frames as they come in: those of `forward`, to float precision, however they are cut.
 
@@ -150,6 +150,7 @@ class APCModel(nn.Module):
         Raises:
             ValueError: no frame, or frames of another size; a state of another batch size or model; training mode.
         """
+        frames = self._to_weights(frames)
         self._check_stream(frames, state)
         return self._encode_padded(frames, state or ())
 
@@ -185,8 +186,11 @@ class APCModel(nn.Module):
     def _to_weights(self, inputs: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Frames as a tensor of the weights' precision; those of NumPy also on their device."""
         weights = self.rnns[0].weight_hh_l0
-        inputs = torch.as_tensor(inputs, device=weights.device) if isinstance(inputs, np.ndarray) else inputs
-        return inputs.to(weights.dtype) if inputs.dtype == torch.float64 else inputs
+        is_array, inputs = isinstance(inputs, np.ndarray), torch.as_tensor(inputs)
+        is_left = torch.is_autocast_enabled(weights.device.type) and inputs.dtype != torch.float64
+        if inputs.is_floating_point() and not is_left:  # to autocast
+            inputs = inputs.to(weights.dtype)
+        return inputs.to(weights.device) if is_array else inputs
 
     def _check_inputs(self, inputs: torch.Tensor) -> tuple[int, int]:
         """The (batch, seq_len) of a padded batch, or a ValueError that names the sizes."""

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from apc_model import APCModel
+from load_pretrained_model import to_array
 from utils.audio.frames import NUM_MEL_BINS, SAMPLE_RATE, SHIFT_SAMPLES
 from utils.system.errors import InputError
 
@@ -59,8 +60,7 @@ class Upstream(nn.Module):
             last_hidden_state: of the last layer.
             lengths: (batch,), the true frames of each utterance.
         """
-        waveforms = (wav.detach().cpu().numpy() for wav in wavs)
-        frames = [torch.from_numpy(self.frame_spec.make_frames(waveform, SAMPLE_RATE)) for waveform in waveforms]
+        frames = [torch.from_numpy(self.frame_spec.make_frames(to_array(wav), SAMPLE_RATE)) for wav in wavs]
         lengths = torch.tensor([len(x) for x in frames])
         inputs = pad_sequence(frames, batch_first=True).to(next(self.model.parameters()).device)
         _, feats = self.model(inputs, lengths)  # (num_layers, batch, frames, hidden_size)

@@ -79,16 +79,21 @@ def features(model: APCModel, waveform: torch.Tensor | np.ndarray, sample_rate: 
         seed: of the dither, if the model's front end has one: an utterance's id, as extraction has it.
 
     Returns:
-        float32 (num_layers, frames, hidden_size), on the model's device.
+        (num_layers, frames, hidden_size), of the model's precision and on its device.
 
     Raises:
         InputError: another shape or type, a lower sample rate, a NaN, or fewer samples than a window has.
     """
+    frames = model.frame_spec.make_frames(to_array(waveform), sample_rate, seed)
+    return model(frames[None])[1][:, 0]
+
+
+def to_array(waveform: torch.Tensor | np.ndarray) -> np.ndarray:
+    """A waveform as an array, of any device; of bfloat16, which NumPy does not have, in float32."""
     if isinstance(waveform, torch.Tensor):
         waveform = waveform.detach().cpu()
-        waveform = waveform.float() if waveform.dtype == torch.bfloat16 else waveform  # which NumPy has not
-    frames = model.frame_spec.make_frames(np.asarray(waveform), sample_rate, seed)
-    return model(frames[None])[1][:, 0]
+        waveform = waveform.float() if waveform.dtype == torch.bfloat16 else waveform
+    return np.asarray(waveform)
 
 
 def describe(model: APCModel) -> str:

@@ -168,6 +168,8 @@ def make_listener(args: argparse.Namespace, model: APCModel) -> Listener:
         reason = f"an utterance's own mean and variance are not known before it ends; train on --norm {norm}"
         raise InputError(reason, args.norm_from or args.checkpoint)
     if scope(normalizer.mode) == "speaker":
+        if not args.speaker and len(normalizer.statistics) == 1:
+            args.speaker = next(iter(normalizer.statistics))
         normalizer.statistics_of(args.speaker)
     frame_spec = replace(FrameSpec.of_front_end(front_end), norm="none").scaled_by(normalizer)
     for line in check_fit(frame_spec, args.wav or "the microphone", model.frame_spec, args.any_frames):

@@ -7,6 +7,7 @@ from torch import nn
 
 from apc_model import APCModel
 from utils import PrenetConfig, RNNConfig
+from utils.rnn.packing import Packing, check_lengths
 
 MEL, HIDDEN, LENGTHS = 6, 9, [7, 12, 1, 12, 3]
 
@@ -182,6 +183,23 @@ def test_a_prediction_in_another_type_is_taken():
     predicted, _ = model(inputs, lengths)
     assert predicted.dtype == torch.float32
     torch.testing.assert_close(predicted, expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_frames_take_the_precision_of_the_weights_whole_and_as_a_stream(dtype):
+    model = make_models()[0].to(dtype).eval()
+    frames = torch.randn(2, 4, MEL)
+    for given in (frames, frames.double(), frames.numpy()):
+        feats = model(given)[1]
+        assert feats.dtype == dtype and torch.equal(feats, model(frames.to(dtype))[1])
+        assert torch.allclose(model.stream(given)[0].double(), feats.double(), atol=1e-2)
+
+
+def test_lengths_stay_on_the_cpu_whatever_the_callers_default_device():
+    expected = Packing.from_lengths(check_lengths([2, 4], 2, 4), 4, torch.device("cpu"))
+    with torch.device("meta"):  # as "cuda" might be
+        packing = Packing.from_lengths(check_lengths([2, 4], 2, 4), 4, torch.device("cpu"))
+    assert all(map(torch.equal, packing, expected))
 
 
 def test_a_batch_may_be_numpy_arrays_of_float64_and_without_padding_lengths_may_be_left_out():

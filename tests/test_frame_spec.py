@@ -1,6 +1,7 @@
 """Facts about the record of how frames were made: it goes from prepared data into models, and wherever these go."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from export import export_model
 from load_pretrained_model import features, load_pretrained, main
 from utils import RNNConfig
 from utils.audio.front_ends import FRONT_ENDS
-from utils.corpus.frame_spec import FrameSpec
+from utils.corpus.frame_spec import FrameSpec, common
 from utils.corpus.prepared import load_tensor
 from utils.system.errors import InputError
 from utils.system.files import read_json
+from utils.training.s3prl_frames import options_of
 
 RELEASED, HIRES, S3PRL = (FrameSpec.of_front_end(FRONT_ENDS[name]) for name in ("released", "kaldi-hires", "s3prl"))
 OPTIONS = (
@@ -203,6 +205,18 @@ def test_frames_that_are_not_the_models_are_refused_before_anything_is_written(s
     capsys.readouterr()
     assert extract(checkpoint, "mel", "--any_frames")
     assert "differ from those that the model was trained on: front end released, not kald" in capsys.readouterr().out
+
+
+def test_splits_that_differ_in_dither_alone_leave_it_unknown():
+    mixed = common([S3PRL, replace(S3PRL, dither=1.0)])
+    assert mixed.dither is None and mixed.describe() == S3PRL.describe()
+    assert options_of(mixed) == options_of(S3PRL)
+
+
+def test_a_waveform_scaled_by_itself_in_place_of_lost_statistics_is_told():
+    spec = FrameSpec(front_end="released", dither=0.0, norm="global")
+    with pytest.warns(UserWarning, match="this waveform's mean and variance: the model has no others"):
+        spec.make_frames(np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
 
 
 def test_what_is_not_known_is_said(tmp_path, monkeypatch, capsys):

@@ -36,8 +36,10 @@ def test_an_environment_is_made_whole_and_holds_the_present_versions(tmp_path):
     make = tmp_path / "python"
     make.write_text(
         "#!/bin/sh\n"
-        'echo "PATH=$PWD/.venv/bin:$PATH" >.venv/bin/activate\n'
-        "printf '#!/bin/sh\\necho \"$*\" >>installed\\n' >.venv/bin/python && chmod +x .venv/bin/python\n"
+        "rm -rf .venv && mkdir -p .venv/bin\n"
+        'echo "VIRTUAL_ENV=$PWD/.venv PATH=$PWD/.venv/bin:$PATH" >.venv/bin/activate\n'
+        "printf '#!/bin/sh\\n[ $1 = -c ] || echo \"$*\" >>installed\\n' >.venv/bin/python\n"
+        "chmod +x .venv/bin/python\n"
     )
     make.chmod(0o755)
 
@@ -56,6 +58,9 @@ def test_an_environment_is_made_whole_and_holds_the_present_versions(tmp_path):
     ]
     runs += [("requirements-dev.txt", "1"), ("requirements-dev.txt", "1")]
     assert [installs(*run) for run in runs] == [True, True, False, True, True, False]
+    activate = tmp_path / ".venv/bin/activate"  # of an environment that was somewhere else before
+    activate.write_text(activate.read_text().replace(str(tmp_path), f"{tmp_path}/before"))
+    assert [installs("requirements.txt", "1") for _ in range(2)] == [True, False]
 
 
 def test_pip_install_is_refused_in_one_line(tmp_path):

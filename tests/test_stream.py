@@ -261,7 +261,9 @@ def test_a_model_of_speakers_means_needs_those_of_the_speaker_or_is_told_to_do_w
     mean = frames.mean(0, np.float64)
     Normalizer("speaker-mean", "", {"ann": (mean, np.ones(80))}).save(tmp_path / "normalization.json")
     for options, expected in (
-        (["--norm_from", str(tmp_path), "--speaker", "ann"], frames - mean), (["--any_frames"], frames),
+        (["--norm_from", str(tmp_path), "--speaker", "ann"], frames - mean),
+        (["--norm_from", str(tmp_path)], frames - mean),  # the only one
+        (["--any_frames"], frames),
     ):  # fmt: skip
         example.main([*live, *options])
         feats = offline(model, torch.from_numpy(expected.astype(np.float32))[None])[-1, 0].numpy()

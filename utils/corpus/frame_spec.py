@@ -126,6 +126,10 @@ class FrameSpec:
         frames = log_mel(_resample(waveform, sample_rate), front_end=front_end, seed=seed)
         if self.normalizer:
             return self.normalizer.apply(frames)
+        if scope(norm) == "global":
+            warnings.warn(
+                "frames are scaled by this waveform's mean and variance: the model has no others", stacklevel=3
+            )
         return frames if norm == "none" else scale(frames, *mean_and_std(frame_sums(frames), norm))
 
     def changed(
@@ -156,7 +160,7 @@ class FrameSpec:
     def describe(self) -> str:
         """These settings in a few words."""
         front_end = f"front end {self.front_end}" if self.front_end else "unknown front end"
-        if self.front_end and self.dither != FRONT_ENDS[self.front_end].dither:
+        if self.front_end and self.dither not in (None, FRONT_ENDS[self.front_end].dither):
             front_end += f" with dither {self.dither:g}"
         text = f"{front_end}, {f'norm {self.norm}' if self.norm else 'unknown norm'}"
         return f"{text} (assumed: it was not recorded)" if self.is_assumed else text

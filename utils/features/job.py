@@ -18,6 +18,7 @@ from utils.corpus.sources import Source, closing_lines
 from utils.features.extraction import ALL_LAYERS, Extraction, pick_layers
 from utils.features.feature_files import ARK_FACTS, FACTS, check_archive, extra_files, open_features
 from utils.kaldi.read_archives import archive_path
+from utils.rnn.precision import describe_precision
 from utils.system.errors import InputError
 from utils.system.files import refuse_to_remove
 from utils.system.signals import StopRequest
@@ -45,6 +46,8 @@ def extract(model: "APCModel", args: argparse.Namespace) -> None:
     scaling = choose_scaling(args, source, model.frame_spec)
     for line in check_fit(scaling.frame_spec(source), source, model.frame_spec, args.any_frames):
         print(line)
+    if args.precision != "fp32":
+        print(f"computes in {describe_precision(args.precision, next(model.parameters()).device)}")
     made_from = describe_job(args, model, source, scaling)
     facts = FACTS | ARK_FACTS if args.format == "ark" else FACTS
     with (

@@ -21,7 +21,7 @@ class Packing(NamedTuple):
     def from_lengths(cls, lengths: torch.Tensor, seq_len: int, device: torch.device) -> "Packing":
         """The packed order of a batch padded to seq_len, with frames on `device`; lengths as of `check_lengths`."""
         decreasing, order = torch.sort(lengths, descending=True, stable=True)  # (batch,), (batch,)
-        is_true = torch.arange(int(decreasing[0]))[:, None] < decreasing[None, :]  # (longest, batch)
+        is_true = torch.arange(int(decreasing[0]), device="cpu")[:, None] < decreasing[None, :]  # (longest, batch)
         times, ranks = is_true.nonzero(as_tuple=True)  # (frames,), (frames,): by time, then by rank
         index = order[ranks] * seq_len + times  # (frames,)
         index, order, inverse = (part.to(device, non_blocking=True) for part in (index, order, torch.argsort(order)))
@@ -50,7 +50,7 @@ def check_lengths(lengths: torch.Tensor | Sequence[int], batch: int, seq_len: in
     if batch == 0 or seq_len == 0:
         raise InputError(f"an empty batch: {batch} utterances of {seq_len} frames")
     try:
-        lengths = torch.as_tensor(lengths).detach().cpu()
+        lengths = torch.as_tensor(lengths, device="cpu").detach()
     except (TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"lengths are not integers: {one_line(error, 100)}") from error
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:

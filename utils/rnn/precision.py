@@ -5,7 +5,7 @@ On a GPU, PyTorch's autocast has recurrent layers compute in float16 throughout,
 
 import torch
 
-from utils.rnn.products import has_bf16_products, matmul_library
+from utils.rnn.products import has_bf16_products, matmul_library, tells_capabilities
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,7 +23,10 @@ def describe_precision(precision: str, device: torch.device) -> str:
         return f"{precision} (TF32 off)"
     if available_precision(precision, device) == precision:
         return f"{precision} ({'oneDNN' if precision == 'bf16' else matmul_library()})"
-    return f"fp32 ({matmul_library()}: this CPU has no products in bfloat16)"
+    reason = "this CPU has no products in bfloat16"
+    if not tells_capabilities():
+        reason = "PyTorch before 2.11 does not tell whether this CPU has products in bfloat16"
+    return f"fp32 ({matmul_library()}: {reason})"
 
 
 def scales_gradients(precision: str, device: torch.device) -> bool:

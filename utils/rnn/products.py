@@ -63,9 +63,13 @@ def choose_products(dtype: torch.dtype, bf16: bool = False) -> "Products":
     return TorchProducts()
 
 
+def tells_capabilities() -> bool:
+    """Whether this PyTorch tells what the CPU is and can do: since 2.11."""
+    return hasattr(torch.cpu, "get_capabilities")
+
+
 def _capabilities() -> dict[str, object]:
-    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # since PyTorch 2.11
-    return get_capabilities() if get_capabilities else {}
+    return torch.cpu.get_capabilities() if tells_capabilities() else {}
 
 
 def _computes(products: "Products") -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from utils.audio.frames import INT16_SCALE, NUM_MEL_BINS, SHIFT_MS, WINDOW_MS
+from utils.audio.front_ends import FRONT_ENDS
 from utils.corpus.frame_spec import FrameSpec
 
 FRONT_END = "s3prl"
@@ -17,7 +18,8 @@ _FORM = {"feat_type": "fbank", "feat_dim": NUM_MEL_BINS, "frame_length": WINDOW_
 
 def options_of(spec: FrameSpec) -> dict[str, Any]:
     """The options that make such frames, which are of this front end and one of NORMS."""
-    return {**_FORM, **NORMS[spec.norm], "dither": spec.dither / INT16_SCALE, "decode_wav": False}
+    dither = FRONT_ENDS[FRONT_END].dither if spec.dither is None else spec.dither
+    return {**_FORM, **NORMS[spec.norm], "dither": dither / INT16_SCALE, "decode_wav": False}
 
 
 def spec_of(options: Mapping[str, Any]) -> FrameSpec:
