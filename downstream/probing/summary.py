@@ -161,9 +161,10 @@ def speaker_claims(plan: Plan, speakers: SpeakerStudy | None) -> list[str]:
         if speakers.rate("log_mel", 0, score) is not None:
             rates = [Rate.mean(speakers.rate(system, layer, score) for system in systems) for layer in plan.layers]
             difference, name = rates[-1] - rates[0], SCORES[score]
+            over = f", means over {len(systems)} time shifts" if len(systems) > 1 else ""
             lines.append(
                 f"- {verdict(*difference.interval)}: {sentence}, equal error rate of new speakers by {name}: "
-                f"{', '.join(map(str, rates))} % by layer, means over {len(systems)} time shifts; the last minus "
+                f"{', '.join(map(str, rates))} % by layer{over}; the last minus "
                 f"the first: {difference}."
             )
     return lines
