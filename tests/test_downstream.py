@@ -219,7 +219,7 @@ def test_recipes_are_trained_for_equal_time_ranked_and_kept(corpus, tmp_path, tm
     assert load_pretrained(model).frame_spec.describe() == "front end released, norm speaker"
     monkeypatch.setattr("downstream.search_recipe.train", None)
     search_recipe.main(command)  # nothing is trained again
-    assert capsys.readouterr().out.endswith(table[table.index("| recipe") :])
+    assert capsys.readouterr().out == table
     other = shutil.copytree(corpus, tmp_path_factory.mktemp("other") / "corpus")
     for path in other.rglob("*.wav"):
         waveform, sample_rate = soundfile.read(path)

@@ -16,6 +16,7 @@ import torch
 from generated_speech import PHONES, say
 
 from downstream import run_all
+from downstream.probing.corpus import record_corpus
 from downstream.probing.plan import Plan
 from downstream.probing.report import CORPUS
 from downstream.probing.scoring import Difference, percent, verdict
@@ -237,11 +238,14 @@ def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monke
     again = run_all.speaker_study(args, torch.device("cpu"))
     run_all.verify_speakers(again, args, plan)
     assert "\n".join(speaker_lines(again, plan)) == text
+    mended = study.corpus._replace(speakers={name: f"new-{of}" for name, of in study.corpus.speakers.items()})
+    with pytest.raises(InputError, match=r"out/speakers holds models and results of other .*; remove it"):
+        record_corpus(tmp_path / "out/speakers", mended)
     shutil.rmtree(tmp_path / "out/speakers/prepared")
     run_all.speaker_study(args, torch.device("cpu"))  # makes the same frames again
     shutil.rmtree(tmp_path / "out/speakers/prepared")
-    mended = data / "test-few/s9/s9_0.wav"
-    soundfile.write(mended, soundfile.read(mended)[0] / 2, SAMPLE_RATE)
+    repaired = data / "test-few/s9/s9_0.wav"
+    soundfile.write(repaired, soundfile.read(repaired)[0] / 2, SAMPLE_RATE)
     with pytest.raises(InputError, match=r"out/speakers holds models and results of other .* speakers or frames"):
         run_all.speaker_study(args, torch.device("cpu"))
     shutil.copytree(data / "train-many/s0", data / "test-few/s0")

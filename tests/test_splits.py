@@ -105,6 +105,9 @@ def test_new_speakers_are_told_in_one_way_or_not_at_all(tmp_path):
     (data / "test/5/6/5-6-7.flac").rename(data / "test/5/6/a.flac")
     with pytest.raises(InputError, match="by the parent directory in one set and by the utterance id's first field"):
         find_speaker_splits(data)
+    (data / "train/wav.scp").write_text(f"1-2-3 {data}/train/1/2/1-2-3.flac\n")  # ids tell, as in a tree
+    with pytest.raises(InputError, match="by the parent directory in one set and by the utterance id's first field"):
+        find_speaker_splits(data)
 
 
 def test_a_missing_set_is_named(tmp_path):

@@ -73,9 +73,7 @@ def find_speaker_splits(data: Path, options: AudioOptions = DEFAULT_OPTIONS) -> 
     names = TRAIN, TEST
     paths = {n: path if (path := _set_path(data, n)).exists() else find_split(data, n) for n in names}
     found, files = _find_sets(paths, options)
-    if problem := _why_unlike(found):
-        raise InputError(problem)
-    rule = _find_speakers(found)
+    rule = _find_speakers(found, must_agree=True)
     known = {rule.of(file.id) for file in files[TRAIN]}
     if both := [file for file in files[TEST] if rule.of(file.id) in known]:
         raise InputError(f"speaker {rule.of(both[0].id)} is in train as well, but those of test must be new: {data}")
@@ -119,8 +117,12 @@ def _find_sets(paths: dict[str, Path], options: AudioOptions) -> tuple[dict[str,
     return found, files
 
 
-def _find_speakers(sources: dict[str, Source]) -> Speakers:
-    """The speaker of every utterance, by the rule of all the sets, or where those of audio differ by directories."""
+def _find_speakers(sources: dict[str, Source], must_agree: bool = False) -> Speakers:
+    """The speaker of every utterance, by the rule of all the sets, or where those of audio differ by directories.
+
+    Raises:
+        InputError: a data directory does not tell speakers; or the rules differ, of features or with `must_agree`.
+    """
     rules = {source.speakers.rule: source.speakers for source in sources.values()}
     problems = [source.speakers for source in sources.values() if source.speakers.problem]
     for speakers in problems:
@@ -128,22 +130,16 @@ def _find_speakers(sources: dict[str, Source]) -> Speakers:
             raise InputError(f"{speakers.problem}: add one")
     if len(rules) > 1 and isinstance(sources[TRAIN], ArchiveSource):
         raise InputError(f"{sources[TRAIN]} and other sets tell speakers in different ways: give each a utt2spk")
+    if problems and must_agree:
+        raise InputError(f"{problems[0].problem}: move it away, or give manifests with speakers")
+    if len(rules) > 1 and must_agree:
+        ways = " in one set and by ".join(sorted(rules))
+        raise InputError(f"speakers are given by {ways} in another; give manifests with speakers")
     if len(rules) > 1 or problems:
         files = [file for source in sources.values() for file in source.utterances()]
         return Speakers(BY_FOLDER, {file.id: Path(file.location).absolute().parent.name for file in files})
     of_all = {file.id: source.speakers.of(file.id) for source in sources.values() for file in source.utterances()}
     return replace(rules.popitem()[1], of_utterance=of_all)
-
-
-def _why_unlike(sources: dict[str, Source]) -> str:
-    """Why sets of audio tell speakers in more than one way; empty where they do not."""
-    given = [source.speakers for source in sources.values() if source.speakers.of_utterance]  # no data directory's lack
-    if problems := [speakers.problem for speakers in given if speakers.problem]:
-        return f"{problems[0]}: move it away, or give manifests with speakers"
-    if len(rules := {speakers.rule for speakers in given}) > 1:
-        ways = " in one set and by ".join(sorted(rules))
-        return f"speakers are given by {ways} in another; give manifests with speakers"
-    return ""
 
 
 def check_disjoint(files: Files) -> None:

@@ -153,9 +153,8 @@ def speaker_claims(plan: Plan, speakers: SpeakerStudy | None) -> list[str]:
     """The first layer against the last, over all time shifts; no claim about a single layer."""
     if len(plan.layers) == 1:
         return []
-    sentence = FIRST_LAYER
     if speakers is None:
-        return [f"- **not tested**: {sentence}: give speakers who are not in training by --speaker_data."]
+        return [f"- **not tested**: {FIRST_LAYER}: give speakers who are not in training by --speaker_data."]
     systems, lines = [plan.trained(n) for n in plan.time_shifts], []
     for score in SCORES:
         if speakers.rate("log_mel", 0, score) is not None:
@@ -163,9 +162,8 @@ def speaker_claims(plan: Plan, speakers: SpeakerStudy | None) -> list[str]:
             difference, name = rates[-1] - rates[0], SCORES[score]
             over = f", means over {len(systems)} time shifts" if len(systems) > 1 else ""
             lines.append(
-                f"- {verdict(*difference.interval)}: {sentence}, equal error rate of new speakers by {name}: "
-                f"{', '.join(map(str, rates))} % by layer{over}; the last minus "
-                f"the first: {difference}."
+                f"- {verdict(*difference.interval)}: {FIRST_LAYER}, equal error rate of new speakers by {name}: "
+                f"{', '.join(map(str, rates))} % by layer{over}; the last minus the first: {difference}."
             )
     return lines
 
@@ -176,9 +174,8 @@ def _recognition_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     lines, gains = [], {}
     for fraction in plan.fractions:
         errors = [Errors(row.name, recognition_errors(study, row, fraction)) for row in (trained, log_mel)]
-        gains[fraction] = [
-            b - a for a, b in zip(*(system.values for system in errors), strict=False)
-        ]  # of the same share
+        of_apc, of_log_mel = (system.values for system in errors)
+        gains[fraction] = [b - a for a, b in zip(of_apc, of_log_mel, strict=False)]  # of the same share
         sentence = f"Recognition from APC beats log Mel with {share_name(fraction)} (2020), phone error rate"
         lines.append(_claim(sentence, *errors))
     if len(gains) > 1:

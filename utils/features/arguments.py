@@ -27,9 +27,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--check", nargs="+", type=Path, metavar="PATH", help=check)
     add("--save_dir", help="The directory that the features are written to.")
-    add(
-        "--layer", default="-1", help="Which layer's features to write: a number from 0, -1 for the last, all, or mean."
-    )
+    help = "Which layer's features to write: a number from 0, -1 for the last, all, or mean."
+    add("--layer", default="-1", help=help)
     form = "A .pt or .npy file per utterance, or one Kaldi archive, feats.ark with feats.scp."
     add("--format", choices=FORMATS, default="pt", help=form)
     add("--half", action="store_true", help="Write 16 bits per number: float16; in an archive, Kaldi's own (CM2).")
