@@ -24,7 +24,7 @@ from utils.rnn.layer import State, run_layer
 from utils.rnn.packing import Packing, check_lengths
 from utils.system.errors import InputError
 
-RNN_CLASSES = dict(zip(RNN_TYPES, (nn.GRU, nn.LSTM), strict=True))
+RNN_CLASSES = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class Prenet(nn.Module):

@@ -22,12 +22,14 @@ from utils.audio.frames import frames_to_hours
 from utils.corpus.batch_order import BatchOrder
 from utils.corpus.batch_reader import Batch, BatchReader, read_frames
 from utils.corpus.frame_spec import UNKNOWN, FrameSpec, common, refuse_mixture
+from utils.corpus.normalization import NORMALIZATION_FILE
+from utils.corpus.output_directory import MADE_FROM_FILE
 from utils.corpus.prepared import TENSOR_SUFFIX, list_utterances, load_tensor
 from utils.system.errors import InputError
 from utils.system.reading import read_bytes
 
 __all__ = ["Batch", "BatchOrder", "BatchReader", "LibriSpeech", "Sets", "draw", "find_split", "load_sets"]
-ORIGIN_FILES = ("made_from.json", "normalization.json")  # what a directory was made from, and how it was normalised
+ORIGIN_FILES = MADE_FROM_FILE, NORMALIZATION_FILE  # what a directory was made from, and how it was normalised
 
 
 class LibriSpeech(Dataset):
@@ -91,7 +93,7 @@ class LibriSpeech(Dataset):
 
     @property
     def frame_spec(self) -> FrameSpec:
-        """How the frames of all directories were made, as far as it is the same."""
+        """How the frames were made, as far as all directories agree."""
         return common(self.frame_specs.values())
 
     def _draw(self) -> int:
@@ -130,7 +132,8 @@ class LibriSpeech(Dataset):
         for path, shape in shapes.items():
             if shape != shapes[first]:
                 raise InputError(f"{path} has tensors of {shape}, but {first} of {shapes[first]}; prepare both alike")
-        return shapes[first]
+        max_seq_len, mel_dim = shapes[first]
+        return max(max_seq_len, *self.lengths), mel_dim  # tensors of features are not padded
 
     def __len__(self) -> int:
         return len(self.files)

@@ -44,9 +44,9 @@ def load_pretrained(
         path: the checkpoint, by default the small model in pretrained/. Sizes, number of layers, GRU or LSTM and the
             prenet are read off its weights.
         device: device to load onto.
-        residual: whether layers have residual connections. If None, inferred from the file itself (s3prl's,
-            safetensors), config.json beside it, or the released file name (`...-res-ts3.pt`).
-        time_shift: n, in frames; inferred the same way.
+        residual: whether layers have residual connections. If None, taken from the configuration in the file (this
+            project's, s3prl's), config.json beside it, or the released file name (`...-res-ts3.pt`).
+        time_shift: n, in frames; if None, found the same way.
 
     Returns:
         The model in eval mode; `model.time_shift` is n, or None where unknown; `model.frame_spec` says how the frames

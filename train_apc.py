@@ -20,6 +20,7 @@ import argparse
 import logging
 import math
 from contextlib import ExitStack, closing, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,13 +29,13 @@ from apc_model import APCModel
 from datasets import BatchOrder, BatchReader, Sets, load_sets
 from utils import PrenetConfig, RNNConfig
 from utils.corpus.batch_reader import Batch, Share
-from utils.corpus.frame_spec import UNKNOWN
+from utils.corpus.frame_spec import UNKNOWN, FrameSpec
 from utils.rnn.precision import describe_precision, scales_gradients
 from utils.system.errors import InputError, Stopped, run_script
 from utils.system.memory import reuse_freed_memory
 from utils.system.signals import StopRequest
 from utils.training.arguments import MAY_DIFFER, make_config, may_change, parse_arguments
-from utils.training.checkpointing import Checkpointer, Progress
+from utils.training.checkpointing import Checkpointer, Diverged
 from utils.training.checkpoints import load_weights, read_checkpoint
 from utils.training.distributed import Ranks
 from utils.training.experiment import Experiment, NullExperiment
@@ -42,6 +43,7 @@ from utils.training.figures import draw_epoch
 from utils.training.metrics import EpochBar
 from utils.training.objective import Objective
 from utils.training.optimization import LearningRate, NonfiniteGuard, make_optimizer, seed_step
+from utils.training.progress import Progress
 from utils.training.validation import ALL_SPLITS, validation_losses
 
 log = logging.getLogger("apc")
@@ -95,6 +97,8 @@ class Trainer:
                 self.draw()  # opening the curves discarded the figures of their last step
             while not self.progress.is_done(self.args):
                 self.train_epoch(stop)
+        except Diverged:
+            raise
         except (InputError, Stopped) as ending:
             self.checkpointer.save_if_finite()
             ending.args = (f"{ending}; continue with the same command and --resume",)
@@ -207,6 +211,24 @@ def build_model(args: argparse.Namespace) -> APCModel:
     return APCModel(mel_dim, prenet, RNNConfig(*sizes, args.rnn_dropout, args.rnn_residual, args.rnn_type))
 
 
+def init_frames(args: argparse.Namespace) -> FrameSpec:
+    """How the frames of --init_from were made. Raises InputError where its weights do not fit the options."""
+    if not args.init_from:
+        return UNKNOWN
+    checkpoint = read_checkpoint(args.init_from, args.rnn_residual)
+    with torch.device("meta"):
+        load_weights(build_model(args), checkpoint.weights, args.init_from)
+    return checkpoint.frame_spec
+
+
+def make_experiment(args: argparse.Namespace, config: dict[str, Any], is_first: bool) -> Experiment:
+    """The experiment of the first process, or that of another one, which writes nothing."""
+    if not is_first:
+        return NullExperiment()
+    names = args.store_path, args.experiment_name
+    return Experiment(*names, config, args.resume, args.overwrite, may_change(args))
+
+
 def describe(trainer: Trainer) -> None:
     """Log what trains, on what."""
     args, size, device = trainer.args, trainer.ranks.size, trainer.device
@@ -227,17 +249,11 @@ def main() -> None:
         build_model(args)  # options that do not fit together are refused before anything is written
     # The reader first: its workers are forked, and the ranks have threads
     with BatchReader(args.load_data_workers) as reader, Ranks(args.device) as ranks:
-        start = UNKNOWN
-        if args.init_from:
-            start = ranks.run_on_all(read_checkpoint, args.init_from, args.rnn_residual).frame_spec
-        sets = ranks.run_on_all(load_sets, args, start)
+        sets = ranks.run_on_all(load_sets, args, ranks.run_on_all(init_frames, args))
         config = make_config(args, sets, ranks.size)
         of_all = {key: value for key, value in config.items() if key not in MAY_DIFFER}
         ranks.check_same_config(of_all | {"device": ranks.device.type})  # auto may find another one
-        experiment = NullExperiment()
-        if ranks.is_first:
-            names = args.store_path, args.experiment_name
-            experiment = Experiment(*names, config, args.resume, args.overwrite, may_change(args))
+        experiment = ranks.run_on_all(make_experiment, args, config, ranks.is_first)
         with StopRequest(patience=ranks.patience) as stop, ExitStack() as stack:
             ranks.run_on_all(stack.enter_context, experiment)
             trainer = Trainer(args, experiment, sets, reader, ranks)

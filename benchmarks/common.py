@@ -18,16 +18,15 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from apc_model import APCModel
+from apc_model import RNN_CLASSES, APCModel
 from utils import RNNConfig
+from utils.configs import RNN_GATES
 from utils.corpus.prepared import save_lengths, save_tensor
 from utils.rnn.products import BF16Products, OneDNNProducts, TorchProducts, matmul_library
 from utils.system.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, reuse_freed_memory
 
 MEL_DIM = 80
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
-GATES = {"gru": 3, "lstm": 4}
-RNN_CLASSES = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class PlainAPC(nn.Module):
@@ -66,7 +65,7 @@ def parse_arguments(description: str, seq_len: int, extra: Callable | None = Non
     parser.add_argument("--batch_size", type=int, default=32, help="Utterances in a batch.")
     parser.add_argument("--hidden_size", type=int, default=512, help="Hidden size of every layer.")
     parser.add_argument("--num_layers", type=int, default=3, help="Recurrent layers.")
-    parser.add_argument("--rnn_type", choices=GATES, default="gru", help="Kind of recurrent layer.")
+    parser.add_argument("--rnn_type", choices=RNN_GATES, default="gru", help="Kind of recurrent layer.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads.")
     parser.add_argument("--repeats", type=int, default=5, help="Runs of each variant; the median is reported.")
     parser.add_argument(
@@ -128,7 +127,7 @@ def make_model(args: argparse.Namespace) -> APCModel:
 
 def forward_flops_per_frame(args: argparse.Namespace) -> tuple[int, int]:
     """Floating-point operations of the matrix products: of a whole forward, and of its first input projection."""
-    hidden, columns = args.hidden_size, GATES[args.rnn_type] * args.hidden_size
+    hidden, columns = args.hidden_size, RNN_GATES[args.rnn_type] * args.hidden_size
     first = 2 * MEL_DIM * columns
     others = (args.num_layers - 1) * 2 * hidden * columns + args.num_layers * 2 * hidden * columns
     return first + others + 2 * hidden * MEL_DIM, first

@@ -22,12 +22,14 @@ import numpy as np
 
 import prepare_data
 from datasets import LibriSpeech
+from downstream.probing.markdown import table
 from load_pretrained_model import load_pretrained
 from utils.features.check import AUTHORS_LOSSES, prediction_errors
 from utils.system.errors import InputError, run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLITS = ("train", "test")
+COLUMNS = "n", "set", "with padding", "the author's", "true frames", "repeating a frame", "the mean", "model/repeat"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -83,10 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
             cells = [f"{error:.3f}" for error in (errors.padded, errors.model, errors.persistence, errors.mean)]
             cells.insert(1, f"{authors[number]:.2f}" if authors else "")
             rows.append([str(time_shift), f"{split} ({errors.share:.0%} true frames)", *cells, f"{errors.ratio:.2f}"])
-    print("| n | set | with padding | the author's | true frames only | repeating a frame | the mean | model/repeat |")
-    print("| --- " * 8 + "|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    print(*table(COLUMNS, rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from common import MEL_DIM, memory_mb, seconds_of
 from utils.audio.frames import SAMPLE_RATE
 from utils.corpus.audio_tree import find_audio
 from utils.corpus.passes import in_chunks
-from utils.corpus.preparation import prepare
+from utils.corpus.preparation import MAX_SEQ_LEN, prepare
 from utils.corpus.scaling import Scaling
 from utils.corpus.sources import ArchiveSource, Source
 from utils.corpus.utterance import Utterance
@@ -39,7 +39,6 @@ from utils.kaldi.write_archives import write_ark, write_blogmel
 from utils.system.memory import reuse_freed_memory
 from utils.system.workers import ordered_map
 
-MAX_SEQ_LEN = 1600
 BYTES_PER_NUMBER = 8.5  # of text
 AUDIO_SECONDS = 10
 SAMPLE = Path(__file__).resolve().parent.parent / "librispeech_data" / "sample" / "audio"

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from common import GATES, MEL_DIM, parse_arguments, seconds_of
+from common import MEL_DIM, RNN_GATES, parse_arguments, seconds_of
 
 from utils.rnn.cells import GRUCell, LSTMCell
 from utils.rnn.packed_rnn import FRAMES_PER_BLOCK
@@ -44,7 +44,7 @@ def main() -> None:
 
 def products_of(args: argparse.Namespace) -> list[tuple[str, int, Callable[[Products], Callable[[], object]]]]:
     """A title, the floating-point operations, and a function that makes the work of a library, for each product."""
-    hidden, columns = args.hidden_size, GATES[args.rnn_type] * args.hidden_size
+    hidden, columns = args.hidden_size, RNN_GATES[args.rnn_type] * args.hidden_size
     cell = CELLS[args.rnn_type]
     gates = torch.randn(FRAMES_PER_BLOCK, cell.num_columns * hidden)
     gates_in, gates_rec = cell.split(gates, hidden)

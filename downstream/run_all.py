@@ -10,7 +10,7 @@ time shift to compare are chosen on dev, the errors are of test; that model is t
 the same features need no probe. Last, small recognisers learn from shares of the training set: from log Mel, and from
 the best layers, frozen and fine-tuned.
 
-With --speaker_data, models are also trained on a corpus of many speakers, and verify others who were never heard.
+With --speaker_data, models are also trained on a corpus of many speakers, and verify unseen ones.
 
 An interrupted run continues with the same command. Writes, below --save_dir:
 

@@ -5,9 +5,9 @@
         --recipes "lr_schedule=cosine" "lr_schedule=cosine rnn_hidden_size=512"
 
 A recipe is a line of options of train_apc.py (flags with the value on or off) and of norm and front_end of the frames;
-what it does not name is as in BASE. Unless it names its epochs, it is trained for as many as take --minutes of one
-core's time: the time of the first epoch tells how many. Times are of the CPU, so that other jobs favour none, or on a
-GPU those of the clock. An interrupted search continues with the same command.
+what it does not name is as in BASE. Unless it sets its epochs, it is trained for as many as fit into --minutes, going
+by a trial epoch: minutes of one core's CPU time, which other jobs do not distort, or on a GPU of the clock. An
+interrupted search continues with the same command.
 """
 
 import sys
@@ -28,6 +28,7 @@ import torch
 
 from downstream.probing.arguments import NORMS, add_probe_options, make_parser, probe_options, results_directory
 from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus, record_corpus
+from downstream.probing.markdown import table
 from downstream.probing.phones import classify_phones
 from downstream.probing.splits import DEV
 from downstream.probing.study import LINEAR
@@ -169,14 +170,14 @@ def try_recipe(args: argparse.Namespace, line: str, path: Path, corpus: Corpus, 
     return result
 
 
-def table(results: list[dict[str, Any]]) -> list[str]:
+def ranking(results: list[dict[str, Any]]) -> list[str]:
     """The results as lines of a Markdown table, the lowest error first."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    rows = []
     for result in sorted(results, key=lambda result: min(result["dev_errors"])):
         error = min(result["dev_errors"])
         cells = [result["recipe"] or "the base", str(result["epochs"]), f"{result['ratio']:.3f}"]
-        lines.append(f"| {' | '.join([*cells, str(result['dev_errors'].index(error)), f'{100 * error:.2f}'])} |")
-    return lines
+        rows.append([*cells, str(result["dev_errors"].index(error)), f"{100 * error:.2f}"])
+    return table(COLUMNS, rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -190,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
             path = args.save_dir / f"{name}-{args.minutes:g}min{clock}-seed{args.seed}.json"
             corpus = corpus_of(args, settings_of(recipe), loaded)
             results.append(try_recipe(args, recipe, path, corpus, device))
-            print(*table(results), sep="\n", flush=True)
+            print(*ranking(results), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

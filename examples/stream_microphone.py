@@ -170,7 +170,10 @@ def make_listener(args: argparse.Namespace, model: APCModel) -> Listener:
     if scope(normalizer.mode) == "speaker":
         if not args.speaker and len(normalizer.statistics) == 1:
             args.speaker = next(iter(normalizer.statistics))
-        normalizer.statistics_of(args.speaker)
+        try:
+            normalizer.statistics_of(args.speaker)
+        except InputError as error:
+            raise InputError(f"{error}: choose one with --speaker, or prepare with --norm global") from error
     frame_spec = replace(FrameSpec.of_front_end(front_end), norm="none").scaled_by(normalizer)
     for line in check_fit(frame_spec, args.wav or "the microphone", model.frame_spec, args.any_frames):
         print(line)

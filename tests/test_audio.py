@@ -94,7 +94,7 @@ def test_new_audio_is_normalised_the_same_way(corpus, tmp_path):
     path = next(corpus.rglob(f"{utterance}.flac"))
     speaker = utterance.split("-")[0]
     assert np.array_equal(normalizer.apply(log_mel(read_waveform(path), seed=utterance), speaker), expected)
-    with pytest.raises(InputError, match=r"for each of . speakers, not for 9: choose one with --speaker, or prepare"):
+    with pytest.raises(InputError, match=r"for each of . speakers, not for 9$"):
         normalizer.apply(log_mel(read_waveform(path)), "9")
     prepare_audio(corpus / speaker, tmp_path / "again", "--norm_from", tmp_path / "out")
     assert np.array_equal(frames_of(tmp_path / "again")[utterance], expected)

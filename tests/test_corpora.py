@@ -32,8 +32,20 @@ def test_training_starts_from_a_checkpoint_and_takes_its_sizes(workplace, monkey
     train(monkeypatch, *further, "--experiment_name", "further", "--resume", base=small)
     with pytest.raises(InputError, match=r"another model: --rnn_num_layers is 2 there, not 1; --rnn_hidden_size is 8"):
         train(monkeypatch, *further, "--rnn_hidden_size", 9, "--rnn_num_layers", 1, base=small)
+    with pytest.raises(InputError, match="another model: --rnn_residual is True there, not False"):
+        train(monkeypatch, *further, "--no-rnn_residual", base=small)
     with pytest.raises(InputError, match=r"nothing\.pt does not exist"):
         train(monkeypatch, "--init_from", "nothing.pt", base=small)
+
+
+def test_a_checkpoint_that_does_not_fit_starts_no_experiment(workplace, monkeypatch):
+    train(monkeypatch, "--epochs", 0)
+    state = torch.load(LOGS / "foo.dir/foo__epoch_0.model")
+    torch.save({key: value for key, value in state.items() if "postnet" not in key}, "encoder.pt")
+    with pytest.raises(InputError, match=r"encoder\.pt: postnet\..* is nothing in the checkpoint"):
+        train(monkeypatch, "--init_from", "encoder.pt", "--residual", "--experiment_name", "bar",
+              base="--librispeech_path data --train_split train --val_split dev")  # fmt: skip
+    assert not (LOGS / "bar.dir").exists()
 
 
 def test_of_a_checkpoint_that_does_not_tell_the_residual_is_asked_for(workplace, monkeypatch):

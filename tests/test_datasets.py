@@ -32,6 +32,36 @@ def test_directories_of_the_released_script_load(tmp_path):
     assert x.shape == (40, 6) and torch.equal(x[:7], torch.ones(7, 6)) and not x[7:].any() and length == 7
 
 
+def test_tensors_of_features_are_as_long_as_their_utterances(tmp_path):
+    for name, length in (("a", 7), ("b", 12)):
+        save_tensor(tmp_path / f"{name}.pt", torch.ones(length, 6))
+    (tmp_path / "lengths.pkl").write_bytes(pickle.dumps({"a.pt": 7, "b.pt": 12}))
+    dataset = LibriSpeech(tmp_path)
+    assert dataset.max_seq_len == 12 and dataset[0][0].shape == (12, 6)
+    x, length = dataset[1]
+    assert length == 12 and torch.equal(x, torch.ones(12, 6))
+
+
+@pytest.mark.parametrize("tensor", [0, 1])
+def test_without_shared_memory_for_a_batch_reading_ends(prepared, tensor, monkeypatch):
+    """As in a container with 64 MB of it: PyTorch's queue would print a traceback, drop the batch and wait for ever."""
+    share = torch.Tensor.share_memory_
+    calls = []
+
+    def full(self):
+        calls.append(self)
+        if len(calls) > tensor:
+            raise RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+            )
+        return share(self)
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    dataset = LibriSpeech(prepared)
+    with pytest.raises(InputError, match=r"no shared memory for a batch of 0 MB: .*No space left.*--shm-size"):
+        read(dataset, BatchOrder(dataset.lengths, 4), 1)
+
+
 def test_lengths_written_here_read_with_plain_pickle(prepared):
     plain = pickle.loads((prepared / "lengths.pkl").read_bytes())
     assert {name.removesuffix(".pt"): n for name, n in plain.items()} == load_lengths(prepared)

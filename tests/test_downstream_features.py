@@ -198,7 +198,7 @@ def one_utterance_in_two_sets(corpus):
 
 @pytest.mark.parametrize("change, options, told", [
     (no_utt2spk, (), "dev has no utt2spk"),
-    (one_set_with_ids_that_tell_speakers, (), r"feats\.scp and other sets tell speakers in different ways"),
+    (one_set_with_ids_that_tell_speakers, (), r"feats\.scp and other sets identify speakers in different ways"),
     (one_set_of_audio, (), "train, .*dev, .*test must all hold audio, or all be data directories of features"),
     (one_set_prepared, (), "dev, .*test must all .* not yet prepared"),
     (one_utterance_in_two_sets, (), r"dev/feats\.scp:1: utterance ann_train0 is in train as well"),

@@ -21,9 +21,10 @@ from load_pretrained_model import load_pretrained
 from utils.corpus.prepared import load_lengths, load_tensor
 from utils.system.errors import InputError
 from utils.training.arguments import SaveInterval
-from utils.training.checkpointing import Checkpointer, Progress
+from utils.training.checkpointing import Checkpointer
 from utils.training.distributed import Ranks
 from utils.training.experiment import NullExperiment
+from utils.training.progress import Progress
 
 SCRIPT = Path(__file__).parent.parent / "load_pretrained_model.py"
 

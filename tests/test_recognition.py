@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from apc_model import APCModel
+from downstream.probing import recognition
 from downstream.probing.corpus import Corpus
 from downstream.probing.features import Utterances
 from downstream.probing.labels import Alignment, PhoneLabels, read_labels
@@ -79,8 +80,21 @@ def test_features_that_tell_nothing_are_recognised_badly(corpus):
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 20])
 def test_training_may_have_any_number_of_steps(corpus, steps):
-    options = QUICK._replace(min_steps=steps, epochs=1)
-    assert run(corpus, 1 / 60, options=options)["utterances"] == 1  # one batch of it
+    options = QUICK._replace(batch_size=60, min_steps=steps, epochs=1)
+    assert run(corpus, 1 / 60, options=options)["utterances"] == 1
+
+
+def test_recognisers_are_trained_for_as_many_steps_on_every_share(corpus, monkeypatch):
+    steps = []
+
+    def counted(data, count, batch_size):
+        steps.append(count)
+        return random_batches(data, count, batch_size)
+
+    monkeypatch.setattr(recognition, "random_batches", counted)
+    for fraction in (1, 0.5, 1 / 60):
+        run(corpus, fraction, options=QUICK._replace(min_steps=1, epochs=1))
+    assert steps == [8] * 3  # 60 utterances in batches of 8
 
 
 def test_the_error_rate_counts_edits_over_all_phones():

@@ -71,7 +71,7 @@ def test_one_command_trains_probes_and_reports(whole):
     ]
     assert len(list((whole / "results").glob("recognition__*__0.5__seed1.json"))) == 4
     assert len(list((whole / "results").glob("abx__*.json"))) == 3 + 2 * 3 + 3 + 1
-    assert "New speakers" not in (whole / "report" / "summary.md").read_text()
+    assert "Unseen speakers" not in (whole / "report" / "summary.md").read_text()
     assert "- than of mlp3 on log Mel: **" in report and "; lower by " in report
     assert "Speaker tasks: none (the training set has one speaker)" in report
     for picture in ("recognition", "layers", "time_shifts", "epochs", "confusion", "prediction"):
@@ -169,6 +169,14 @@ def test_a_claim_holds_where_the_difference_is_more_than_two_of_its_deviations(b
     assert difference.mean == pytest.approx(other[0] - best[0]) and (difference.verdict == "**holds**") is holds
 
 
+def test_where_seeds_decide_the_same_for_two_systems_their_differences_are_judged():
+    """Each seed draws other speech, which is as hard for one system as for the other."""
+    errors, others = [0.3, 0.4, 0.5], [0.34, 0.45, 0.54]
+    assert Difference.between(errors, others).low < 0 < Difference.by_seed(errors, others).low
+    assert Difference.by_seed(errors, others).mean == pytest.approx(0.13 / 3)
+    assert Difference.by_seed(errors, [*others, 0.9]).mean == pytest.approx(0.13 / 3)  # of one more seed
+
+
 @pytest.mark.parametrize(
     ("interval", "words"),
     [
@@ -227,7 +235,7 @@ def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monke
         and text.count("The first layer carries more information about speakers") == 2
     )
     claims = speaker_claims(plan, study)
-    assert len(claims) == 2 and all("equal error rate of new speakers by" in line for line in claims)
+    assert len(claims) == 2 and all("equal error rate of unseen speakers by" in line for line in claims)
     gains = [study.rate("ts3_epoch1", 1, score) - study.rate("ts3_epoch1", 0, score) for score in ("cosine", "lda")]
     assert ["**holds**" in line for line in claims] == [gain.interval[0] > 0 for gain in gains]
     result = json.loads((tmp_path / "out/speakers/results/verification__log_mel__0.json").read_text())

@@ -8,8 +8,8 @@ from training_runs import curves, made, stop_at, train, weights
 
 import train_apc
 from utils.system.errors import InputError, Stopped
-from utils.training.checkpointing import Progress
-from utils.training.optimization import PLATEAU_EPOCHS, lr_factor
+from utils.training.optimization import lr_factor
+from utils.training.progress import PLATEAU_EPOCHS, Progress
 
 LOGS = Path("logs")
 
@@ -40,7 +40,7 @@ def test_a_plateau_halves_the_rate_after_some_epochs_without_a_better_loss():
 @pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
 def test_a_schedule_goes_on_bit_for_bit_where_it_was_stopped(workplace, monkeypatch, schedule):
     """At a rate that is too high, so that there are plateaus."""
-    monkeypatch.setattr("utils.training.checkpointing.PLATEAU_EPOCHS", 1)
+    monkeypatch.setattr("utils.training.progress.PLATEAU_EPOCHS", 1)
     options = ("--lr_schedule", schedule, "--warmup_steps", 3, "--epochs", 8, "--patience", 7, "--learning_rate", 0.3)
     train(monkeypatch, *options, "--experiment_name", "whole")
     for step in (2, 10, 25):

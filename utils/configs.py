@@ -3,7 +3,8 @@
 import re
 from typing import NamedTuple
 
-RNN_TYPES = ("gru", "lstm")
+RNN_GATES = {"gru": 3, "lstm": 4}  # weight_hh_l0 of a cell is (gates * hidden_size, hidden_size)
+RNN_TYPES = tuple(RNN_GATES)
 # bs32-rhl3-rhs512-rd0-adam-res-ts3.pt: batch size, layers, hidden size, dropout, optimizer, residual, time shift
 RELEASED_NAME = re.compile(r"bs\d+-rhl\d+-rhs\d+-rd[\d.]+-\w+(?P<residual>-res)?-ts(?P<time_shift>\d+)")
 

@@ -3,10 +3,10 @@
 The recogniser is the same for all features: standardised frames go through three convolutions, the first with a stride
 of three frames, to log posteriors of phones and of CTC's blank. A step sees 190 ms. A recurrent layer would see the
 whole utterance, and learns utterances by heart where labels are few. Silence does not count as a phone: it is left to
-the blank. It is trained on a share of the training set; the epoch with the lowest error on dev is kept. One seed
-determines the share, the initial weights and the order of the data. A smaller share is a part of a larger one.
-Fine-tuning starts from the trained recogniser, and trains the network that computes the features with it for a few
-epochs.
+the blank. It is trained on a share of the training set, for as many steps as an epoch of the whole set has, whatever
+the share; the epoch with the lowest error on dev is kept. One seed determines the share, the initial weights and the
+order of the data. A smaller share is a part of a larger one. Fine-tuning starts from the trained recogniser, and trains
+the network that computes the features with it for a few epochs.
 """
 
 import copy
@@ -26,16 +26,14 @@ from downstream.probing.corpus import Corpus
 from downstream.probing.labels import NO_PHONE, SILENCE
 from downstream.probing.probes import MIN_STD
 from downstream.probing.splits import SETS, TRAIN
-from utils.audio.frames import frames_to_hours
+from utils.audio.frames import frames_to_minutes
 from utils.rnn.packing import Packing
-from utils.rnn.precision import autocast
 from utils.system.errors import InputError
 
 BLANK = 0  # the class of phone n is n + 1
 EVAL_BATCH = 32  # utterances
 POOL = 8  # batches that are sorted by length
 PROJECTED, STRIDE = 128, 3  # the size of features in the first convolution, and how many frames make a step
-ENCODER_PRECISION = {"cpu": "bf16", "cuda": "fp32"}  # of a network's products when it is fine-tuned, by device
 MIN_LABELLED = 0.5  # of an utterance's frames: of one with fewer, what was said is not known
 
 Batch = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]  # padded inputs, lengths, strings
@@ -49,7 +47,7 @@ class RecognitionOptions(NamedTuple):
     learning_rate: float = 3e-3  # the highest: it rises over the first tenth of training, and falls to 0
     encoder_learning_rate: float = 5e-4  # the same of fine-tuning
     batch_size: int = 8  # utterances
-    min_steps: int = 60  # of an epoch, at least, half as many of fine-tuning: small shares are repeated
+    min_steps: int = 60  # of an epoch, at least, half as many of fine-tuning
     epochs: int = 12
     fine_tune_epochs: int = 2  # after those, where an epoch takes many times as long
     silence: tuple[str, ...] = SILENCE
@@ -76,8 +74,7 @@ class Recogniser(nn.Module):
     def forward(self, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, seq_len, size), int64 (batch,) -> (batch, steps, num_phones + 1), int64 (batch,) steps of each."""
         if self.encoder is not None:
-            with autocast(inputs.device, ENCODER_PRECISION[inputs.device.type]):
-                inputs = encode(self.encoder, inputs, lengths, self.layer)
+            inputs = encode(self.encoder, inputs, lengths, self.layer)
         steps = -(-lengths // STRIDE)
         weight = self.project.weight * self.scale  # standardising is a part of it
         x = F.linear(inputs.float(), weight, self.project.bias - weight @ self.mean) * is_true(lengths, inputs)
@@ -106,6 +103,7 @@ class Transcribed(NamedTuple):
     inputs: Sequence[torch.Tensor]  # of all utterances of a set, each (frames, size)
     chosen: list[int]  # indices of the utterances
     strings: list[torch.Tensor]  # of each chosen utterance, int64 (phones,), classes
+    drawn_from: int  # utterances
 
     def batches(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """Padded inputs (batch, longest, size), lengths (batch,) and strings of batches of chosen utterances."""
@@ -150,7 +148,7 @@ def labelled_share(
     indices = list(strings)
     drawn = draw([corpus.sets[name].ids[index] for index in indices], fraction, seed)
     chosen = [indices[number] for number in drawn]
-    return Transcribed(features[name], chosen, [strings[index] for index in chosen])
+    return Transcribed(features[name], chosen, [strings[index] for index in chosen], len(indices))
 
 
 def phone_errors(hypotheses: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float:
@@ -215,7 +213,7 @@ def recognise(
         return [labelled_share(corpus, inputs, name, of, seed, options.silence) for name, of in shares.items()]
 
     train, dev, test = share(features)
-    minutes = 60 * frames_to_hours(sum(len(train.inputs[index]) for index in train.chosen))
+    minutes = frames_to_minutes(sum(len(train.inputs[index]) for index in train.chosen))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Recogniser(*mean_and_std(train), len(corpus.labels.phones), options, layer).to(device)
@@ -247,12 +245,14 @@ def train_recogniser(
 ) -> dict[str, float]:
     """Train, and leave the weights of the best epoch on dev; its number, and the errors of dev and test."""
     epochs, rate, min_steps = options.epochs, options.learning_rate, options.min_steps
+    utterances = train.drawn_from  # small shares are repeated
     best_epoch, best_error, best_weights = 0, math.inf, {}
     if model.encoder is not None:
         epochs, rate, min_steps = options.fine_tune_epochs, options.encoder_learning_rate, math.ceil(min_steps / 2)
+        utterances = len(train.chosen)
         best_error, best_weights = evaluate(model, dev, device), copy.deepcopy(model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), rate)
-    steps = max(math.ceil(len(train.chosen) / options.batch_size), min_steps)
+    steps = max(math.ceil(utterances / options.batch_size), min_steps)
     total = epochs * steps
     rise = 0.2 if total == 10 else 0.1  # PyTorch divides by rise * total - 1
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total, pct_start=rise, cycle_momentum=False)

@@ -8,6 +8,7 @@ import numpy as np
 
 from apc_model import APCModel
 from downstream.probing import plots
+from downstream.probing.markdown import table
 from downstream.probing.plan import (
     Best,
     Plan,
@@ -24,7 +25,7 @@ from downstream.probing.speaker_report import speaker_lines
 from downstream.probing.speaker_study import SpeakerStudy
 from downstream.probing.splits import SETS, TEST, TRAIN
 from downstream.probing.study import LINEAR, Study
-from utils.audio.frames import frames_to_hours
+from utils.audio.frames import frames_to_minutes
 from utils.corpus.frame_spec import FrameSpec
 from utils.system.errors import brief, one_line
 from utils.system.files import atomic_write
@@ -34,7 +35,8 @@ SPEAKER_COLUMNS = ("speaker EER, cosine", "speaker EER, LDA", "speaker identific
 ABX_COLUMNS = {"ABX within speakers": "within", "ABX across": "across"}
 COLUMNS = ("features", "layer", "classifier", *PHONE_COLUMNS, *ABX_COLUMNS, *SPEAKER_COLUMNS)
 RECOGNITION = """Phone error rates (%) of a small recogniser, trained by CTC on shares of train. Each seed draws its own
-shares, and all of dev determines the epoch that is kept:
+shares. Recognisers are trained for the same number of steps on all of them, and all of dev determines the epoch that is
+kept:
 """
 CORPUS = "## Corpus and method"
 MAX_COMMAND = 2000  # characters
@@ -42,7 +44,7 @@ MAX_COMMAND = 2000  # characters
 
 def table_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """The Markdown table; the best trained layer is bold."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    rows = []
     for row in [*plan.rows(), all_trainings(study, plan, best)]:
         errors = [percent(study.errors(*row.result, key)) for key in PHONE_COLUMNS.values()]
         is_linear = row.classifier == LINEAR
@@ -55,40 +57,43 @@ def table_lines(study: Study, plan: Plan, best: Best) -> list[str]:
         cells = [row.name, layer, row.classifier, *errors, *rates, identification]
         if (row.system, row.layer) == (plan.trained(best.time_shift), best.layer):
             cells = [f"**{cell}**" if cell else "" for cell in cells]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    return table(COLUMNS, rows)
 
 
 def recognition_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """The Markdown table of phone error rates, and a line for each comparison with the best trained layer."""
     rows = recognised(study, plan, best)
     minutes = [labelled_minutes(study, rows[0], fraction) for fraction in plan.fractions]
-    lines = [f"| features | layer | {' | '.join(f'{number:.1f} min' for number in minutes)} |"]
-    lines.append(f"|{' --- |' * (2 + len(minutes))}")
+    cells = []
     for row in rows:
         errors = [percent(recognition_errors(study, row, fraction)) for fraction in plan.fractions]
-        lines.append(f"| {' | '.join([row.name, str(row.layer) if row.shows_layer else '', *errors])} |")
+        cells.append([row.name, str(row.layer) if row.shows_layer else "", *errors])
+    lines = table(["features", "layer", *(f"{number:.1f} min" for number in minutes)], cells)
     lines += [f"\n{sentence}" for sentence in left_out(study.corpus, study.options.recognition.silence)]
     *others, trained, _ = rows
     for row in others:
         lines.append(f"\nThe phone error rate of {trained.name} is lower than that of {row.name}\n")
         for fraction, number in zip(plan.fractions, minutes, strict=True):
             errors = [recognition_errors(study, of_row, fraction) for of_row in (trained, row)]
-            lines.append(f"- from {number:.1f} minutes of labelled speech: {_compared(*errors)}")
+            compared = _compared(*errors, Difference.by_seed(*errors))
+            lines.append(f"- from {number:.1f} minutes of labelled speech: {compared}")
     return lines
 
 
-def _compared(errors: list[float], others: list[float]) -> str:
+def _compared(errors: list[float], others: list[float], difference: Difference) -> str:
     """The verdict on a claim that errors are lower than others, and the figures."""
-    difference = Difference.between(errors, others)
     return f"{difference.verdict}, {percent(errors)} % against {percent(others)} %; lower by {difference}"
 
 
 def claim_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """A line for each claim."""
     errors = study.errors(*all_trainings(study, plan, best).result)
-    rows = baselines(study, plan)
-    return [f"- than of {row.label}: {_compared(errors, study.errors(*row.result))}" for row in rows]
+    lines = []
+    for row in baselines(study, plan):
+        others = study.errors(*row.result)
+        lines.append(f"- than of {row.label}: {_compared(errors, others, Difference.between(errors, others))}")
+    return lines
 
 
 def head_lines(args: argparse.Namespace) -> list[str]:
@@ -109,7 +114,7 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
     corpus = study.corpus
     sizes = []
     for name in SETS:
-        minutes = 60 * frames_to_hours(int(corpus.sets[name].log_mel.lengths.sum()))
+        minutes = frames_to_minutes(int(corpus.sets[name].log_mel.lengths.sum()))
         speakers = len(set(corpus.speakers_of(name)))
         sizes.append(f"{name} {len(corpus.sets[name].ids)} utterances, {minutes:.1f} minutes, {speakers} speakers")
     phones = np.bincount(corpus.sets[TEST].labels.numpy(), minlength=len(corpus.labels.phones))
@@ -128,7 +133,8 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
         f"{'; '.join(sizes)}, identified by {corpus.speakers_from}. {len(corpus.labels.phones)} phones; always saying "
         f"{common} is wrong in {100 * share:.1f} % of the test frames that have a phone.{late} "
         f"Frames: {FrameSpec.of_directory(corpus.prepared / TRAIN).describe()}.\n",
-        f"Errors in %, mean ± standard deviation over {len(study.seeds)} seeds. A seed decides a probe's first weights "
+        f"Errors in %, mean ± standard deviation over {len(study.seeds)} seeds ({len(study.training_seeds)} of several "
+        "trainings). A seed decides a probe's first weights "
         "and its order of the data; of the random networks also their weights, and of the last row those of the whole "
         "training; the other APC are trained once. Phone error: "
         "each spoken phone is given the phone of the highest mean log posterior over its frames. Layers and the time "

@@ -108,6 +108,13 @@ class Difference(NamedTuple):
         margin = MIN_DEVIATIONS * math.hypot(deviation, other_deviation)
         return cls(other - mean, other - mean - margin, other - mean + margin)
 
+    @classmethod
+    def by_seed(cls, lower: list[float], higher: list[float]) -> "Difference":
+        """The same of errors whose seeds decide the same for both systems: deviations are those of the differences."""
+        differences = [b - a for a, b in zip(lower, higher, strict=False)]  # one may have more seeds
+        mean, deviation = mean_and_deviation(differences)
+        return cls(mean, mean - MIN_DEVIATIONS * deviation, mean + MIN_DEVIATIONS * deviation)
+
     @property
     def verdict(self) -> str:
         """The verdict on a claim that the difference is above 0."""

@@ -1,25 +1,27 @@
-"""The part of the report about speakers who were never heard."""
+"""The part of the report about unseen speakers."""
 
+from downstream.probing.markdown import table
 from downstream.probing.plan import Plan
 from downstream.probing.scoring import verdict
 from downstream.probing.speaker_study import FIRST_LAYER, SCORES, Rate, SpeakerStudy
 from downstream.probing.speakers import DRAWS, MIN_LDA_SPEAKERS, repeats
 from downstream.probing.splits import SETS, TRAIN
 from downstream.probing.study import RANDOM
-from utils.audio.frames import frames_to_hours
+from utils.audio.frames import frames_to_minutes
 
 COLUMNS = ("features", "layer", "EER, cosine", "EER, LDA")
 
 
 def speaker_lines(study: SpeakerStudy, plan: Plan) -> list[str]:
     """The corpus and the method, a table of every system, and the claims."""
-    lines = ["## Speakers who were never heard\n", *_corpus_lines(study)]
-    lines += [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    lines = ["## Unseen speakers\n", *_corpus_lines(study)]
+    rows = []
     for name, system, layers in _systems(plan):
         for layer in layers:
             rates = [study.rate(system, layer, score) for score in SCORES]
             shown = "" if system == "log_mel" else str(layer)
-            lines.append(f"| {' | '.join([name, shown, *('' if rate is None else str(rate) for rate in rates)])} |")
+            rows.append([name, shown, *("" if rate is None else str(rate) for rate in rates)])
+    lines += table(COLUMNS, rows)
     for score in SCORES:
         if study.rate("log_mel", 0, score):
             lines += ["", f"By {SCORES[score]}, over all time shifts:\n"]
@@ -37,19 +39,23 @@ def _corpus_lines(study: SpeakerStudy) -> list[str]:
     corpus, sizes = study.corpus, []
     for name in SETS:
         speakers = corpus.speakers_of(name)
-        minutes = 60 * frames_to_hours(int(corpus.sets[name].log_mel.lengths.sum()))
+        minutes = frames_to_minutes(int(corpus.sets[name].log_mel.lengths.sum()))
         sizes.append(f"{len(speakers)} utterances of {len(set(speakers))} speakers, {minutes:.1f} minutes")
-    learns_from = "the training speakers who have two utterances or more"
-    if len(repeats(corpus.speakers_of(TRAIN))) < MIN_LDA_SPEAKERS:
-        learns_from = "the test speakers who are not in the trial, as too few training speakers have two utterances"
     return [
         f"The models are trained on {sizes[0]}, and validated on {sizes[1]}. The trials are "
         f"{len(study.trials.is_same)} pairs of {sizes[2]}, none of whom is in training; two utterances of one "
         f"recording also share its conditions. Speakers are identified by {corpus.speakers_from}. "
         "Features are averaged over each utterance, less the mean of training. "
         f"Equal error rates (EER) in %, with 95 % intervals from {DRAWS} draws of the speakers; random APC: the mean "
-        f"over {len(study.seeds)} networks. LDA learns from {learns_from}.\n"
+        f"over {len(study.seeds)} networks. LDA learns from {lda_speakers(study)}, once, not in each draw.\n"
     ]
+
+
+def lda_speakers(study: SpeakerStudy) -> str:
+    """Whose utterances LDA learns from, in words."""
+    if len(repeats(study.corpus.speakers_of(TRAIN))) < MIN_LDA_SPEAKERS:
+        return "the test speakers who are not in the trial, as too few training speakers have two utterances"
+    return "the training speakers who have two utterances or more"
 
 
 def _claim_lines(study: SpeakerStudy, plan: Plan, score: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Verification of speakers who were never heard: on a corpus of its own, with models that are trained on it.
+"""Verification of unseen speakers: on a corpus of its own, with models that are trained on it.
 
     results/verification__<system>__<layer>.json
 

@@ -129,7 +129,7 @@ def _find_speakers(sources: dict[str, Source], must_agree: bool = False) -> Spea
         if not speakers.of_utterance:  # a data directory
             raise InputError(f"{speakers.problem}: add one")
     if len(rules) > 1 and isinstance(sources[TRAIN], ArchiveSource):
-        raise InputError(f"{sources[TRAIN]} and other sets tell speakers in different ways: give each a utt2spk")
+        raise InputError(f"{sources[TRAIN]} and other sets identify speakers in different ways: give each a utt2spk")
     if problems and must_agree:
         raise InputError(f"{problems[0].problem}: move it away, or give manifests with speakers")
     if len(rules) > 1 and must_agree:

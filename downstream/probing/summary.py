@@ -1,14 +1,17 @@
 """The results page: the main systems in a table, and the claims of the two papers, each with figures and an interval.
 
-A difference of errors has an interval of two standard deviations on each side, over seeds; one of equal error rates has
-a 95 % interval by the bootstrap, over speakers. A claim holds where the whole interval is above 0.
+A difference of errors has an interval of two standard deviations on each side, over seeds; of recognition, whose seeds
+draw the same speech for all systems, that of the differences by seed. One of equal error rates has a 95 % interval by
+the bootstrap, over speakers. A claim holds where the whole interval is above 0.
 """
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 from downstream.probing.abx import ABX_TASKS
+from downstream.probing.markdown import table
 from downstream.probing.plan import (
     Best,
     Plan,
@@ -20,6 +23,7 @@ from downstream.probing.plan import (
     recognition_errors,
 )
 from downstream.probing.scoring import Difference, percent, verdict
+from downstream.probing.speaker_report import lda_speakers
 from downstream.probing.speaker_study import FIRST_LAYER, SCORES, Rate, SpeakerStudy
 from downstream.probing.study import LINEAR, RANDOM, TRAININGS, Study
 from utils.system.files import atomic_write
@@ -69,8 +73,8 @@ def _table_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy | 
     """The Markdown table, a row for each system."""
     shares = [f"phone error rate, {share_name(fraction)}" for fraction in _shares(plan)]
     columns = ["features", "layer", "trainings", "frame error", "phone error", "ABX within speakers", "ABX across"]
-    columns += [*shares, "EER of new speakers, cosine", "EER, LDA"]
-    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    columns += [*shares, "EER of unseen speakers, cosine", "EER, LDA"]
+    rows = []
     log_mel, random, trained, tuned = recognised(study, plan, best)
     mlp3, *stacks, _ = baselines(study, plan)
     for row in (log_mel, mlp3, *stacks, random, trained, *([tuned] if plan.fractions else [])):
@@ -82,12 +86,12 @@ def _table_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy | 
         values += [recognition_errors(study, row, fraction) if is_linear else [] for fraction in _shares(plan)]
         cells += [percent(of_seeds) if of_seeds else "" for of_seeds in values]
         rates = [_rate(plan, best, row, score, speakers) for score in SCORES]
-        lines.append(f"| {' | '.join([*cells, *('' if rate is None else str(rate) for rate in rates)])} |")
-    return lines
+        rows.append([*cells, *("" if rate is None else str(rate) for rate in rates)])
+    return table(columns, rows)
 
 
 def _rate(plan: Plan, best: Best, row: Row, score: str, speakers: SpeakerStudy | None) -> Rate | None:
-    """The equal error rate of new speakers of a row; None where it was not measured."""
+    """The equal error rate of unseen speakers of a row; None where it was not measured."""
     system = plan.trained(best.time_shift) if row.system.endswith(TRAININGS) else row.system
     if speakers is None or row.classifier != LINEAR or system not in ("log_mel", RANDOM, plan.trained(best.time_shift)):
         return None
@@ -98,24 +102,36 @@ def _method_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy |
     """What the figures are."""
     trainings, seeds = len(study.training_seeds), len(study.seeds)
     read = "probes and recognisers" if plan.fractions else "probes"
+    chosen = f"The layers were chosen on dev; the time shift ({best.time_shift}) was given"
+    if len(plan.time_shifts) > 1:
+        shifts = ", ".join(map(str, plan.time_shifts))
+        chosen = f"The layers and the time shift ({best.time_shift}, out of {shifts}) were chosen on dev"
     new, of_new = "", ""
     if speakers:
-        new = " New speakers: one training, on another corpus, 95 % intervals over speakers."
-        of_new = "; of new speakers 95 %, over speakers"
+        new = (
+            " Unseen speakers: one training, on another corpus, 95 % intervals over speakers, not over trainings; LDA "
+            f"learns from {lda_speakers(speakers)}."
+        )
+        of_new = "; of unseen speakers 95 %, over speakers"
     return [
-        f"Errors on test in %, mean ± standard deviation. The layers and the time shift ({best.time_shift}, out "
-        f"of {', '.join(map(str, plan.time_shifts))}) were chosen on dev. APC was trained {trainings} times with that "
+        f"Errors on test in %, mean ± standard deviation. {chosen}. APC was trained {trainings} times with that "
         f"time shift, and probed once each time; there are {seeds} random networks, and {seeds} {read} "
         f"of log Mel. Probes are linear but for mlp3, a perceptron of three hidden layers.{new} report.md has every "
         "layer and time shift.\n",
         "Differences below are in percentage points. Their intervals are two standard deviations on each side, over "
-        f"trainings, random networks and probes, not over utterances of test{of_new}.",
+        f"trainings, random networks and probes, not over utterances of test{of_new}. Those of recognition are of the "
+        "differences by seed: a seed draws the same labelled speech for all systems.",
     ]
 
 
-def _claim(sentence: str, lower: Errors, higher: Errors) -> str:
+def _claim(
+    sentence: str,
+    lower: Errors,
+    higher: Errors,
+    subtract: Callable[[list[float], list[float]], Difference] = Difference.between,
+) -> str:
     """A claim that some errors are lower than others, whether it holds, and its figures."""
-    difference = Difference.between(lower.values, higher.values)
+    difference = subtract(lower.values, higher.values)
     return f"- {difference.verdict}: {sentence}: {lower} against {higher}; lower by {difference}."
 
 
@@ -133,8 +149,9 @@ def _phone_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     ]
     _, random, trained, _ = recognised(study, plan, best)
     for fraction in _shares(plan):
-        errors = (Errors(row.name, recognition_errors(study, row, fraction)) for row in (trained, random))
-        lines.append(_claim(f"APC beats random networks, phone error rate with {share_name(fraction)}", *errors))
+        errors = [Errors(row.name, recognition_errors(study, row, fraction)) for row in (trained, random)]
+        sentence = f"APC beats random networks, phone error rate with {share_name(fraction)}"
+        lines.append(_claim(sentence, *errors, Difference.by_seed))
     return lines
 
 
@@ -162,7 +179,7 @@ def speaker_claims(plan: Plan, speakers: SpeakerStudy | None) -> list[str]:
             difference, name = rates[-1] - rates[0], SCORES[score]
             over = f", means over {len(systems)} time shifts" if len(systems) > 1 else ""
             lines.append(
-                f"- {verdict(*difference.interval)}: {FIRST_LAYER}, equal error rate of new speakers by {name}: "
+                f"- {verdict(*difference.interval)}: {FIRST_LAYER}, equal error rate of unseen speakers by {name}: "
                 f"{', '.join(map(str, rates))} % by layer{over}; the last minus the first: {difference}."
             )
     return lines
@@ -177,10 +194,10 @@ def _recognition_claims(study: Study, plan: Plan, best: Best) -> list[str]:
         of_apc, of_log_mel = (system.values for system in errors)
         gains[fraction] = [b - a for a, b in zip(of_apc, of_log_mel, strict=False)]  # of the same share
         sentence = f"Recognition from APC beats log Mel with {share_name(fraction)} (2020), phone error rate"
-        lines.append(_claim(sentence, *errors))
+        lines.append(_claim(sentence, *errors, Difference.by_seed))
     if len(gains) > 1:
         most, fewest = plan.fractions[0], plan.fractions[-1]
-        growth = Difference.between(gains[most], gains[fewest])
+        growth = Difference.by_seed(gains[most], gains[fewest])
         lines.append(
             f"- {growth.verdict}: The fewer labels, the more recognition gains by APC (2020): "
             f"{percent(gains[fewest])} points with {share_name(fewest)}, {percent(gains[most])} with "

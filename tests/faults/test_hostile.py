@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from utils.kaldi.write_archives import write_ark
 from utils.system.errors import InputError
 from utils.system.files import read_json
 from utils.training.arguments import SaveInterval
-from utils.training.checkpointing import Checkpointer, Progress, load_last_state
+from utils.training.checkpointing import Checkpointer, load_last_state
 from utils.training.distributed import Ranks
 from utils.training.experiment import Experiment
+from utils.training.progress import Progress
 
 GOOD = "a-1-1\n1 2\n3 4\n.\nb-1-1\n5 6\n.\n"
 
@@ -124,11 +126,13 @@ def test_links_in_a_directory_never_lead_a_write_outside_it(tmp_path):
 
 
 def test_links_in_an_experiment_never_lead_a_write_outside_it(tmp_path):
-    treasure = tmp_path / "treasure"
+    treasure, written = tmp_path / "treasure", []
     for name in ("foo.log", "config.json", "foo__epoch_0.model", "foo__step_1.state", ".lock"):
         treasure.write_text("years of work")
         path = tmp_path / "foo.dir" / name
-        path.parent.mkdir(exist_ok=True)
+        shutil.rmtree(path.parent, ignore_errors=True)
+        path.parent.mkdir()
+        (path.parent / "config.json").write_text("{}")
         path.unlink(missing_ok=True)
         path.symlink_to(treasure)
         try:
@@ -139,9 +143,11 @@ def test_links_in_an_experiment_never_lead_a_write_outside_it(tmp_path):
                 checkpointer = Checkpointer(experiment, Ranks("cpu"), SaveInterval("10m"), None, *parts)
                 checkpointer.save_weights("epoch_0")
                 checkpointer.save()
+            written.append(name)
         except (InputError, OSError):
             pass
         assert treasure.read_text() == "years of work", name
+    assert {"foo__epoch_0.model", "foo__step_1.state"} <= set(written)  # over the link, not through it
 
 
 @pytest.mark.parametrize("mean, std", [(-1e300, 1.0), (0.0, 1e-300), (1e308, 1e-308), (3e38, 1e-10)])

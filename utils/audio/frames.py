@@ -22,6 +22,11 @@ class Span(NamedTuple):
 WHOLE = Span()
 
 
+def frames_to_minutes(frames: int) -> float:
+    """The duration of frames, in minutes."""
+    return 60 * frames_to_hours(frames)
+
+
 def frames_to_hours(frames: int) -> float:
     """The duration of this many frames, in hours."""
     return frames / FRAMES_PER_SECOND / 3600

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from utils.corpus.batch_order import BatchOrder, deal
 from utils.corpus.prepared import load_utterance
@@ -57,7 +57,18 @@ class _Assembled(Dataset):
         inputs = torch.zeros(len(indices), max(lengths, default=0), mel_dim)  # (batch, longest, mel_dim)
         for row, x, length in zip(inputs, utterances, lengths, strict=True):
             row[:length] = x
-        return Batch(inputs, torch.tensor(lengths, dtype=torch.int64), indices)
+        batch = Batch(inputs, torch.tensor(lengths, dtype=torch.int64), indices)
+        return batch if get_worker_info() is None else _shared(batch)
+
+
+def _shared(batch: Batch) -> Batch | InputError:
+    """A worker's batch in shared memory. The queue would move it there in a thread, and drop it where that fails."""
+    try:
+        return batch._replace(inputs=batch.inputs.share_memory_(), lengths=batch.lengths.share_memory_())
+    except (RuntimeError, OSError) as error:
+        size = f"{batch.inputs.nbytes / 1e6:.0f} MB"
+        advice = "give the container more of it (--shm-size, --ipc=host), or read with --load_data_workers 0"
+        return InputError(f"no shared memory for a batch of {size}: {one_line(error, 200)}; {advice}")
 
 
 def read_frames(file: Path, start: int, length: int, mel_dim: int) -> torch.Tensor:

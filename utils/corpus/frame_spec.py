@@ -106,7 +106,7 @@ class FrameSpec:
         return Normalizer(self.norm) if self.norm and scope(self.norm) in ("utterance", "none") else None
 
     def make_frames(self, waveform: np.ndarray, sample_rate: int, seed: str = "") -> np.ndarray:
-        """The frames of a waveform, float32 (frames, 80); where the norm is by speaker, scaled by the waveform's own.
+        """The frames of a waveform, float32 (frames, 80); a norm by speaker takes the waveform's statistics.
 
         What is unknown is taken from the default front end, with a warning.
 
@@ -135,7 +135,7 @@ class FrameSpec:
     def changed(
         self, front_end: str | None = None, dither: float | None = None, norm: str | None = None
     ) -> "FrameSpec":
-        """These frames, but as far as given made otherwise. Another front end brings its own dither and norm.
+        """A copy with what is given replaced. Another front end brings its own dither and norm.
 
         Raises:
             InputError: there is no front end or no norm of that name.
@@ -200,7 +200,7 @@ UNKNOWN = FrameSpec()
 
 
 def common(specs: Iterable[FrameSpec]) -> FrameSpec:
-    """What is known of all of these, and is the same."""
+    """The settings that all of these share; the others are None."""
     first, *others = specs
     names = [name for name in vars(first) if all(getattr(other, name) == getattr(first, name) for other in others)]
     return FrameSpec(**{name: getattr(first, name) for name in names})
@@ -214,7 +214,7 @@ def refuse_mixture(specs: Mapping[str | Path, FrameSpec], advice: str) -> None:
 
 
 def check_fit(data: FrameSpec, place: object, model: FrameSpec, any_frames: bool) -> list[str]:
-    """Lines that say what is not known of whether frames are such as a model was trained on.
+    """Warnings where it is not certain that frames are like those that a model was trained on.
 
     Raises:
         InputError: they are not, and `any_frames` does not allow it; names both.

@@ -116,7 +116,7 @@ class Normalizer:
         if speaker not in self.statistics:
             held = f"{NORMALIZATION_FILE} has a mean and variance for each of {len(self.statistics)} speakers"
             other = f", not for {one_line(speaker, 80)}" if speaker else ""
-            raise InputError(f"{held}{other}: choose one with --speaker, or prepare with --norm global")
+            raise InputError(f"{held}{other}")
         return self.statistics[speaker]
 
     def describe(self) -> str:

@@ -4,7 +4,7 @@ made_from.json      what the job was asked for: a directory is only ever continu
 progress.jsonl      a line for each utterance whose file is about to be written, one when it is done; gone when all are
 <utterance id>.pt   the tensors, each whole (or .npy, where the job writes those)
 skipped.txt         what was skipped and why, a line per utterance, if anything was
-shorter.txt         a line for each audio file that is shorter than its header promises or silent, if any is
+shorter.txt         a line for each utterance that was read but is odd: shorter than promised, silent, ..., if any is
 lengths.pkl         written last: a directory that has it is complete
 
 These are the record of what was made here: only files that it lists are ever removed.

@@ -56,13 +56,13 @@ class Pass:
                 self.bar.update(utterance.size)
 
     def open_bar(self, label: str) -> tqdm:
-        """A progress bar of the source, to close, which `outcomes` moves on by what is skipped."""
+        """A progress bar over the source. The caller closes it; `outcomes` advances it for skipped utterances."""
         total, unit = self.source.total(), self.source.unit
         self.bar = tqdm(desc=label, total=total, unit=unit, unit_scale=unit == "B", disable=None)
         return self.bar
 
     def outcomes(self, work: Callable[[Utterance], T], utterances: Iterable[Of]) -> Iterator[tuple[Of, T]]:
-        """As `map`, for whoever opens the bar, and moves it on by what is yielded when that is done."""
+        """Like `map`, but the caller opens the bar, and advances it for each utterance that is yielded."""
         self.skipped, self.first = [], None
         results = ordered_map(partial(_attempt, work), in_chunks(utterances), self.num_workers)
         with contextlib.closing(results):
@@ -102,7 +102,7 @@ def remaining(utterances: Iterable[Of], is_done: Callable[[Utterance], bool], or
 
 
 def in_chunks(utterances: Iterable[Of]) -> Iterator[list[Of]]:
-    """Utterances in lists that are worth a worker's while."""
+    """Utterances in lists, each large enough to be a task of a worker."""
     return in_parts(utterances, lambda utterance: utterance.size, CHUNK_BYTES, CHUNK_UTTERANCES)
 
 

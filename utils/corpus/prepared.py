@@ -21,7 +21,7 @@ from utils.system.untrusted import load_untrusted
 
 LENGTHS_FILE = "lengths.pkl"
 TENSOR_SUFFIX, ARRAY_SUFFIX = ".pt", ".npy"
-MAX_LENGTHS_BYTES = 128 << 20  # of lengths.pkl: four million utterances
+MAX_LENGTHS_BYTES = 1 << 30  # of lengths.pkl: some 28 million utterances
 MAX_FRAMES = MAX_FILE_BYTES // 4  # of an utterance: each has one number or more
 
 # The pickle opcodes of a dict of str to int, in the protocols 0 to 5

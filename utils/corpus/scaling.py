@@ -48,7 +48,7 @@ class Scaling(NamedTuple):
 
     @classmethod
     def of_model(cls, spec: FrameSpec, source: Source) -> "Scaling":
-        """Scale audio as the frames of a model are, or where that is unknown as its front end does; frames not."""
+        """Scale audio as a model's frames were, or where that is unknown as its front end does; never frames again."""
         if not isinstance(source, AudioSource):
             return cls()
         return cls.by(spec.normalizer) if spec.normalization else cls(spec.norm or source.front_end.norm)

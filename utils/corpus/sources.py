@@ -1,4 +1,4 @@
-"""Where utterances come from: Kaldi archives, a tree of audio files, or a prepared directory."""
+"""Where utterances come from: Kaldi archives and prepared directories; audio is in audio_source.py."""
 
 import contextlib
 import hashlib

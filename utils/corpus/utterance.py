@@ -58,7 +58,7 @@ class Utterance(ABC):
         return UtteranceError(f"utterance {one_line(self.id, 80)}: {what}", place)
 
     def rejected(self, reason: object, is_read: bool = False) -> "BadUtterance":
-        """What this utterance becomes where something is wrong with it; if it is read, its own error comes first."""
+        """What takes this utterance's place if it is bad; with `is_read`, an error of reading it comes first."""
         place = {"id": self.id, "location": self.location, "size": self.size}
         return BadUtterance(**place, reason=str(reason), source=self if is_read else None)
 

@@ -33,7 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--format", choices=FORMATS, default="pt", help=form)
     add("--half", action="store_true", help="Write 16 bits per number: float16; in an archive, Kaldi's own (CM2).")
     add_residual_option(parser)
-    text = "How many frames ahead the model predicts, if neither the file nor config.json says."
+    text = "How many frames ahead the model predicts, whatever its configuration or file name says."
     add("--time_shift", type=positive, metavar="N", help=text)
     add("--device", default="auto", help="Where to run: auto, cpu, cuda or cuda:i.")
     precision = "Precision of matrix products. A CPU without bf16 products computes in fp32."

@@ -26,7 +26,7 @@ from utils.corpus.find_source import find_source
 from utils.corpus.frame_spec import FrameSpec
 from utils.corpus.normalization import scope
 from utils.corpus.passes import Pass
-from utils.corpus.preparation import first_frames
+from utils.corpus.preparation import MAX_SEQ_LEN, first_frames
 from utils.corpus.scaling import Scaling, find_normalizer, scaled
 from utils.corpus.sources import Source
 from utils.corpus.speakers import FROM_IDS, Speakers
@@ -38,7 +38,6 @@ from utils.system.signals import StopRequest
 if TYPE_CHECKING:
     from apc_model import APCModel
 
-PADDED_FRAMES = 1600  # of an utterance, in the released code
 RUNS, RUN_LENGTH = 8, 5  # of utterances that follow each other: of one speaker, mostly, for his mean
 MAX_LISTED = 20000  # utterances to choose from
 BATCH = 8
@@ -86,7 +85,7 @@ def prediction_errors(model: "APCModel", utterances: list[np.ndarray]) -> Errors
     if model.time_shift is None or model.postnet is None:
         raise InputError("the model's time shift is not known (--time_shift), or it has no prediction layer")
     shift, device = model.time_shift, next(model.parameters()).device
-    kept = sorted((torch.from_numpy(x[:PADDED_FRAMES]) for x in utterances if len(x) > shift), key=len)
+    kept = sorted((torch.from_numpy(x[:MAX_SEQ_LEN]) for x in utterances if len(x) > shift), key=len)
     if not kept:
         raise InputError(f"no utterance has more than {shift} frames")
     mean = torch.cat(kept).mean(0)
@@ -98,11 +97,11 @@ def prediction_errors(model: "APCModel", utterances: list[np.ndarray]) -> Errors
         for x, prediction in zip(batch, predicted, strict=True):
             guesses = prediction[: len(x) - shift], x[:-shift], mean
             sums += torch.stack([(guess - x[shift:]).abs().sum(dtype=torch.float64) for guess in guesses])
-    padding = len(kept) * (PADDED_FRAMES - shift) - frames  # where the prediction is the bias, and the target 0
+    padding = len(kept) * (MAX_SEQ_LEN - shift) - frames  # where the prediction is the bias, and the target 0
     bias = float(model.postnet.layer.bias.abs().sum())
     padded = (float(sums[0]) + padding * bias) / ((frames + padding) * model.mel_dim)
     of_model, persistence, of_mean = (sums / (frames * model.mel_dim)).tolist()
-    return Errors(of_model, padded, persistence, of_mean, sum(map(len, kept)) / (len(kept) * PADDED_FRAMES))
+    return Errors(of_model, padded, persistence, of_mean, sum(map(len, kept)) / (len(kept) * MAX_SEQ_LEN))
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def _read(source: Source, scaling: Scaling, skip_errors: bool) -> list[np.ndarra
         reading = Pass(part, 0, skip_errors, stop)
         normalizer = find_normalizer(reading, scaling, Path(directory))
         utterances = scaled(part, normalizer, scaling.speakers)
-        read = reading.map("reading", partial(first_frames, most=PADDED_FRAMES), utterances)
+        read = reading.map("reading", partial(first_frames, most=MAX_SEQ_LEN), utterances)
         return [frames for _, (frames, _) in read]
 
 
@@ -189,7 +188,7 @@ def _print(found: dict[str, Errors], time_shift: int) -> None:
     for name, errors in found.items():
         numbers = " ".join(f"{error:7.3f}" for error in errors[:4])
         print(f"{name:{width}}  {numbers} {errors.ratio:13.3f}")
-    print(f"padded: also over padding to {PADDED_FRAMES} frames, as in the released code ", end="")
+    print(f"padded: also over padding to {MAX_SEQ_LEN} frames, as in the released code ", end="")
     print(f"({next(iter(found.values())).share:.0%} of the frames are true); repeat: of the present frame")
     best = min(found, key=lambda name: found[name].ratio)
     if found[best].ratio >= 1:

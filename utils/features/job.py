@@ -85,7 +85,7 @@ def check_frame_size(source: Source, mel_dim: int) -> None:
         location, size = source.files[0].location, NUM_MEL_BINS
     else:
         if (first := next(source.utterances(), None)) is None:
-            raise InputError("--data holds no utterance")
+            raise InputError("the data hold no utterance")
         try:
             location, size = first.location, first.load().shape[1]
         except InputError:

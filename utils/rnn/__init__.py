@@ -7,6 +7,6 @@
 - precision: `available_precision`, `autocast`, products in fp32, bf16 or fp16.
 - cells: `GRUCell`, `LSTMCell`, the equations of both and their derivatives; another recurrent cell goes here.
 
-Another cell also needs: `RNN_TYPES` (utils/configs.py), `RNN_CLASSES` and `_check_stream` (apc_model.py), packed_rnn,
-layer, and `GATES` (utils/training/checkpoints.py).
+Another cell also needs: `RNN_GATES` (utils/configs.py), `RNN_CLASSES` and `_check_stream` (apc_model.py), packed_rnn
+and layer.
 """

@@ -4,9 +4,9 @@ PyTorch's CPU kernel for a packed sequence takes a slice of the packed data at e
 every slice fills a gradient of the whole sequence, so a training step is quadratic in length (pytorch issue 149194).
 Here the backward is written by hand, once for the whole layer:
 
-- Time steps are handled in blocks of about a thousand frames, small enough to stay in cache. What does not depend on
-  the recurrence is one operation a block: the input projection before the time loop; in the backward the derivatives
-  of the gates before it, and the gradients of weights and inputs after it.
+- Time steps are handled in blocks of about FRAMES_PER_BLOCK frames, small enough to stay in cache. What does not
+  depend on the recurrence is one operation a block: the input projection before the time loop; in the backward the
+  derivatives of the gates before it, and the gradients of weights and inputs after it.
 - A step of the loop is one small matrix product and a few element-wise operations. The products are those of
   utils/rnn/products.py.
 

@@ -20,7 +20,8 @@ def available_precision(precision: str, device: torch.device) -> str:
 def describe_precision(precision: str, device: torch.device) -> str:
     """What a device computes in when asked for a precision, and on a CPU by which library, in a few words."""
     if device.type != "cpu":
-        return f"{precision} (TF32 off)"
+        layers = ", recurrent layers in fp16" if precision == "bf16" else ""
+        return f"{precision} (TF32 off{layers})"
     if available_precision(precision, device) == precision:
         return f"{precision} ({'oneDNN' if precision == 'bf16' else matmul_library()})"
     reason = "this CPU has no products in bfloat16"

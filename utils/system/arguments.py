@@ -64,5 +64,5 @@ def fraction(text: str) -> float:
 
 def add_residual_option(parser: argparse.ArgumentParser) -> None:
     """Add --residual: the weights of a checkpoint do not show it."""
-    text = "Whether the model has residual connections, if neither config.json nor the file name says."
+    text = "Whether the model has residual connections, whatever its configuration or file name says."
     parser.add_argument("--residual", action=argparse.BooleanOptionalAction, default=None, help=text)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from utils.system.errors import InputError, one_line
 
-MAX_FILE_BYTES = 2 << 30  # larger than any utterance or APC checkpoint
+MAX_FILE_BYTES = 2 << 30  # larger than any utterance
 
 
 def exists(path: Path) -> bool:

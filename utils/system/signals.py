@@ -11,8 +11,8 @@ from types import FrameType
 from utils.system.errors import EXIT_SIGNAL_BASE, Stopped
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
-WORKER_GRACE = 300  # seconds: a step and a save may take long
-LOOK_EVERY = 0.5  # seconds
+WORKER_GRACE_SECONDS = 300  # a step and a save may take long
+LOOK_SECONDS = 0.5
 
 
 class StopRequest:
@@ -61,8 +61,9 @@ class StopRequest:
 def start_worker(*_: object) -> None:
     """Leave signals to the parent of this worker process, and end it with the parent.
 
-    A terminal or scheduler sends signals to every process of the group. After SIGTERM the parent has WORKER_GRACE
-    seconds to finish its step. PyTorch's own watch does not notice a parent that died while starting the worker.
+    A terminal or scheduler sends signals to every process of the group. After SIGTERM the parent has
+    WORKER_GRACE_SECONDS to finish its step. PyTorch's own watch does not notice a parent that died while starting the
+    worker.
     """
 
     def watch() -> None:
@@ -70,7 +71,7 @@ def start_worker(*_: object) -> None:
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))  # SIGALRM, not handled, ends the process
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))  # unhandled, SIGALRM ends it
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -79,7 +80,7 @@ def watch_launcher(pid: int) -> None:
 
     def watch() -> None:
         while os.getppid() == pid:
-            time.sleep(LOOK_EVERY)
+            time.sleep(LOOK_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

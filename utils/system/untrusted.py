@@ -16,7 +16,7 @@ from utils.system.reading import MAX_FILE_BYTES, read_bytes
 
 MAX_OPCODES = 1 << 19  # of a pickle: a state dict has about 20 a tensor
 MAX_NESTING = 200  # of containers
-ZIP_DIRECTORY = 0x10  # an attribute for which PyTorch's reader reads nothing, and hands out memory as it finds it
+ZIP_DIRECTORY = 0x10  # of a directory: PyTorch's reader does not read it, and returns uninitialised memory
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # how PyTorch before 1.6 starts a file
 

@@ -22,7 +22,8 @@ from utils.system.arguments import (
 from utils.system.errors import InputError, describe_changes
 from utils.training.checkpoints import FRAMES_KEY, read_checkpoint
 from utils.training.objective import LOSSES
-from utils.training.optimization import OPTIMIZERS, PLATEAU_EPOCHS, SCHEDULES
+from utils.training.optimization import OPTIMIZERS, SCHEDULES
+from utils.training.progress import PLATEAU_EPOCHS
 
 if TYPE_CHECKING:
     from datasets import Sets
@@ -92,8 +93,13 @@ def may_change(args: argparse.Namespace) -> frozenset[str]:
 
 
 def _model_options(path: str, residual: bool | None) -> dict[str, int | str | bool]:
-    """The options of a model that takes a checkpoint's weights and computes the same."""
-    checkpoint = read_checkpoint(path, residual)
+    """The options of a model that takes a checkpoint's weights and computes the same; `residual` where it is silent."""
+    try:
+        checkpoint = read_checkpoint(path)
+    except InputError:
+        if residual is None:
+            raise
+        checkpoint = read_checkpoint(path, residual)
     prenet, rnn = checkpoint.prenet, checkpoint.rnn
     if rnn.residual and rnn.first_residual_layer > 0 and rnn.input_size == rnn.hidden_size:
         raise InputError(f"{path}: its first layer has no residual connection, as the models here have it")

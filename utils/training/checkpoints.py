@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from utils.audio.front_ends import FRONT_ENDS, UNRECORDED_FRONT_END
-from utils.configs import RELEASED_NAME, PrenetConfig, RNNConfig
+from utils.configs import RELEASED_NAME, RNN_GATES, PrenetConfig, RNNConfig
 from utils.corpus.frame_spec import FrameSpec
 from utils.system.errors import InputError, is_out_of_memory, one_line
 from utils.system.files import read_json
@@ -28,9 +28,10 @@ SAFETENSORS_SUFFIX = ".safetensors"
 CONFIG_KEY = "apc_config"  # in the metadata of a file: JSON of what `describe_config` gives
 FRAMES_KEY = "frames"  # in that, and in config.json: what `FrameSpec.to_json` gives
 OWN_NAME = re.compile(r".+__(epoch_\d+|best)\.model|.+__step_\d+\.state")
+MAX_CHECKPOINT_BYTES = 1 << 36  # 64 GiB, with the optimizer's state
 OPTIMIZER_KEYS = ("optimizer", "Optimizer")
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-GATES = {3: "gru", 4: "lstm"}  # the cell by its number of gates: weight_hh_l0 is (gates * hidden_size, hidden_size)
+RNN_TYPE_OF_GATES = {gates: name for name, gates in RNN_GATES.items()}
 
 
 class Facts(NamedTuple):
@@ -89,7 +90,7 @@ def read_checkpoint(path: str | Path, residual: bool | None = None, time_shift: 
 
 def _read_pytorch(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """A state dict, and what else the file holds, its optimizer's state aside."""
-    loaded = load_untrusted(path)
+    loaded = load_untrusted(path, MAX_CHECKPOINT_BYTES)
     if not isinstance(loaded, Mapping):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not a state dict")
     if not isinstance(loaded.get("model"), Mapping):
@@ -103,7 +104,7 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """A state dict, and the configuration that export_model.py put into the file."""
     from safetensors.torch import load as load_safetensors
 
-    content = read_bytes(path)
+    content = read_bytes(path, MAX_CHECKPOINT_BYTES)
     try:
         weights = load_safetensors(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -168,8 +169,8 @@ def _sizes(path: Path, weights: Mapping[str, torch.Tensor]) -> tuple[int, Prenet
     first_hh, first_ih = (_matrix(path, weights, f"rnns.0.weight_{kind}_l0", 2) for kind in ("hh", "ih"))
     hidden_size = first_hh.size(1)
     gates, rest = divmod(first_hh.size(0), hidden_size)
-    if rest or gates not in GATES:
-        gru, lstm = ((number * hidden_size, hidden_size) for number in GATES)
+    if rest or gates not in RNN_TYPE_OF_GATES:
+        gru, lstm = ((number * hidden_size, hidden_size) for number in RNN_TYPE_OF_GATES)
         shape = tuple(first_hh.shape)
         raise InputError(f"{path}: rnns.0.weight_hh_l0 has shape {shape}, not a GRU's {gru} or an LSTM's {lstm}")
     num_layers = _count(weights, r"rnns\.(\d+)\.")
@@ -183,7 +184,7 @@ def _sizes(path: Path, weights: Mapping[str, torch.Tensor]) -> tuple[int, Prenet
     if first_ih.size(1) != input_size:
         expected = (first_hh.size(0), input_size)
         raise InputError(f"{path}: rnns.0.weight_ih_l0 has shape {tuple(first_ih.shape)}, not {expected}")
-    return mel_dim, prenet, RNNConfig(input_size, hidden_size, num_layers, 0.0, False, GATES[gates])
+    return mel_dim, prenet, RNNConfig(input_size, hidden_size, num_layers, 0.0, False, RNN_TYPE_OF_GATES[gates])
 
 
 def _check_sizes(path: Path, rnn: RNNConfig, own_config: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from utils.system.errors import EXIT_SIGNAL_BASE, EXIT_USER_ERROR, InputError, S
 from utils.system.signals import StopRequest, watch_launcher
 from utils.training.objective import Objective
 
-LAUNCHER_S = 10  # seconds in which torchrun passes on a signal that the processes may have received themselves
+LAUNCHER_SECONDS = 10  # in which torchrun passes on a signal that the processes may have received themselves
 
 # The process group, kept to the end of the process. Otherwise its last owner may be a DistributedDataParallel, which
 # joins the group's threads while it holds the interpreter's lock, which one of them may need to free a tensor.
@@ -93,7 +93,7 @@ class Ranks:
     @property
     def patience(self) -> float:
         """Seconds in which a second signal counts as the first: torchrun passes signals on."""
-        return LAUNCHER_S if self.size > 1 else 0
+        return LAUNCHER_SECONDS if self.size > 1 else 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of a tensor on this rank's device, in place."""

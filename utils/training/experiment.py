@@ -132,7 +132,8 @@ class Experiment:
         log.setLevel(logging.INFO)
         log.propagate = False
         formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
-        for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(self.log_path)):
+        file = logging.FileHandler(self.log_path, encoding="utf-8", errors="backslashreplace")
+        for handler in (logging.StreamHandler(sys.stderr), file):
             handler.setFormatter(formatter)
             log.addHandler(handler)
             stack.callback(_close, handler, self.log_path)

@@ -5,16 +5,16 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from utils.system.files import naming_file
+from utils.training.progress import check_numbers
 from utils.training.validation import ALL_SPLITS
 
-LINE_EVERY_S = 60  # between lines on progress where there is no terminal for a bar
+LINE_SECONDS = 60  # between lines on progress where there is no terminal for a bar
 LOSSES = {  # TensorBoard's custom scalars: training and validation in one chart
     "loss": {
         "by epoch": ["Multiline", ["epoch/train_loss", "epoch/val_loss"]],
@@ -25,12 +25,6 @@ RESULTS = ("epoch/train_loss", "epoch/val_loss", "epoch/best_val_loss")  # metri
 EVENTS = re.compile(r"(events\.out\.tfevents\.)(\d+)(\..*)")  # the name of a file of TensorBoard's, with its time
 
 log = logging.getLogger("apc")
-
-
-def check_numbers(values: dict[str, Any], name: str) -> None:
-    """Raise TypeError where a part of a saved state is not numbers by name."""
-    if not all(isinstance(key, str) and isinstance(value, int | float) for key, value in values.items()):
-        raise TypeError(f"its {name} is not in numbers")
 
 
 class Curves:
@@ -147,7 +141,7 @@ class EpochBar:
         message = f"loss {loss:.4f}, {speed:,.0f} frames/s"
         self._bar.set_postfix_str(message, refresh=False)
         self._bar.update()
-        if self._bar.disable and now - self._last_line > LINE_EVERY_S:
+        if self._bar.disable and now - self._last_line > LINE_SECONDS:
             self._last_line = now
             log.info("epoch %d: batch %d of %d, %s", self._epoch, self._done, self._bar.total, message)
         return speed

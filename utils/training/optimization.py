@@ -4,15 +4,12 @@ import argparse
 import logging
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 
 from utils.system.errors import InputError, one_line
 from utils.training.distributed import Ranks
-
-if TYPE_CHECKING:
-    from utils.training.checkpointing import Progress
+from utils.training.progress import Progress
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -23,8 +20,6 @@ OPTIMIZERS = {
 }
 FUSED = (torch.optim.Adam, torch.optim.SGD)  # have a fused kernel on every device, the fastest
 SCHEDULES = ("constant", "cosine", "plateau")
-PLATEAU_EPOCHS = 3  # without a better validation loss, after which --lr_schedule plateau lowers the rate
-PLATEAU_FACTOR = 0.5
 MAX_SEED = 1 << 63
 MAX_SKIPPED_IN_A_ROW = 5
 NAMES_CHARACTERS = 80  # of a batch's utterances in an error message
