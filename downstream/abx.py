@@ -32,7 +32,7 @@ from downstream.probing.corpus import chosen_features, load_corpus
 from downstream.probing.splits import DEV, TEST
 from utils.system.device import pick_device
 from utils.system.errors import InputError, run_script
-from utils.system.files import make_way_for
+from utils.system.files import prepare_to_write
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Compare, and print errors."""
     args = parse_arguments(arguments)
     if args.items:
-        make_way_for(args.items)
+        prepare_to_write(args.items)
     options, device = abx_options(args), pick_device(args.device)
     with saved_results(args) as results:
         corpus = load_corpus(args)

@@ -47,7 +47,7 @@ from downstream.probing.arguments import (
     results_directory,
 )
 from downstream.probing.corpus import DEFAULT_NORM, Corpus, load_corpus, load_speaker_corpus, record_corpus
-from downstream.probing.plan import Best, Plan, choose_best, recognised
+from downstream.probing.plan import Best, Plan, choose_best, recognition_rows
 from downstream.probing.probes import CLASSIFIERS
 from downstream.probing.recognition import left_out
 from downstream.probing.report import head_lines, write_report
@@ -183,17 +183,17 @@ def train_again(study: Study, args: argparse.Namespace, plan: Plan, best: Best) 
 
 def recognise(study: Study, args: argparse.Namespace, plan: Plan, best: Best, paths: dict[int, Path]) -> None:
     """Recognise phones from log Mel, random networks and the best layer of each training, frozen and fine-tuned."""
-    log_mel, random, *_ = recognised(study, plan, best)
+    rows = recognition_rows(study, plan, best)
     mel_dim = study.corpus.mel_dim
     networks, trained = [], []
     for seed in study.seeds:
         features = study.hidden_states(partial(random_model, rnn_config(args, mel_dim), seed))
-        networks.append(System(f"{random.system}_seed{seed}", random.layer, features, [seed]))
+        networks.append(System(f"{RANDOM}_seed{seed}", rows.random.layer, features, [seed]))
     for seed, path in paths.items():
         name = study.seeded_name(plan.trained(best.time_shift), seed)
         features = study.hidden_states(partial(load_pretrained, path))
         trained.append(System(name, best.layer, features, [seed], load_pretrained(path)))
-    for systems in [System(log_mel.system, log_mel.layer, study.log_mel(), study.seeds)], networks, trained:
+    for systems in [System(rows.log_mel.system, rows.log_mel.layer, study.log_mel(), study.seeds)], networks, trained:
         study.recognise(systems, plan.fractions)
 
 

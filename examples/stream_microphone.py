@@ -39,7 +39,7 @@ from utils.corpus.frame_spec import FrameSpec, check_fit
 from utils.corpus.normalization import UNBIASED, Normalizer, scope
 from utils.system.arguments import HelpFormatter, add_residual_option, natural, positive
 from utils.system.errors import InputError, run_script
-from utils.system.files import atomic_write, make_way_for
+from utils.system.files import atomic_write, prepare_to_write
 from utils.system.signals import StopRequest
 
 SAMPLE_BYTES = 2  # of the samples on stdin
@@ -88,8 +88,8 @@ class Listener:
         return feats[:, 0]
 
 
-class Heard(NamedTuple):
-    """What came of listening.
+class Stream(NamedTuple):
+    """Features and latencies of a stream.
 
     Attributes:
         frames: their number.
@@ -104,7 +104,7 @@ class Heard(NamedTuple):
     features: list[np.ndarray]
 
 
-def follow(listener: Listener, pieces: Iterator[np.ndarray], keep: bool) -> Heard:
+def follow(listener: Listener, pieces: Iterator[np.ndarray], keep: bool) -> Stream:
     """Listen until the pieces end or a signal comes."""
     frames, work_ms, features, latencies = 0, 0.0, [], deque(maxlen=LATENCIES)
     with StopRequest() as stop:
@@ -118,7 +118,7 @@ def follow(listener: Listener, pieces: Iterator[np.ndarray], keep: bool) -> Hear
                     features.append(feats[-1].numpy().copy())  # of a view, the other layers would stay
             if stop.signum is not None:
                 break
-    return Heard(frames, work_ms, np.array(latencies), features)
+    return Stream(frames, work_ms, np.array(latencies), features)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -146,7 +146,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def choose_normalizer(args: argparse.Namespace, spec: FrameSpec) -> Normalizer:
-    """What scales frames: --norm_from, or the model's own. Raises InputError where frames must be heard first."""
+    """What scales frames: --norm_from, or the model's own. Raises InputError where frames must come first."""
     if args.norm_from or (args.any_frames and not spec.normalization):
         return load_normalizer(args.norm_from) if args.norm_from else Normalizer("none")
     if spec.norm is None:
@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Listen, and print the latency."""
     args = parse_arguments(arguments)
     if args.save:
-        make_way_for(args.save, args.wav)
+        prepare_to_write(args.save, args.wav)
     torch.set_num_threads(args.threads)
     model = load_pretrained(args.checkpoint, residual=args.residual)
     print(f"{args.checkpoint}: {describe(model)}")
@@ -195,16 +195,16 @@ def main(arguments: list[str] | None = None) -> None:
     pieces = stdin_pieces(piece_samples)
     if args.wav:
         pieces = file_pieces(args.wav, args.channel, args.resample, piece_samples, args.realtime)
-    heard = follow(listener, pieces, keep=args.save is not None)
-    if not heard.frames:
+    stream = follow(listener, pieces, keep=args.save is not None)
+    if not stream.frames:
         raise InputError("less than 25 ms of audio, which is one frame")
     if args.save:
         with atomic_write(args.save) as file:
-            np.save(file, np.concatenate(heard.features))
-    median, late = np.percentile(heard.latencies, [50, 99])
+            np.save(file, np.concatenate(stream.features))
+    median, late = np.percentile(stream.latencies, [50, 99])
     latency = f"latency {median:.2f} ms (median), {late:.2f} ms (99th percentile)"
-    work = f"{heard.work_ms / heard.frames:.2f} ms of work per frame"
-    print(f"{heard.frames} frames, {args.piece_ms} ms at a time: {latency}; {work}")
+    work = f"{stream.work_ms / stream.frames:.2f} ms of work per frame"
+    print(f"{stream.frames} frames, {args.piece_ms} ms at a time: {latency}; {work}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from utils.features.feature_files import ARK
 from utils.kaldi.write_archives import write_ark, write_blogmel
 from utils.system.arguments import HelpFormatter
 from utils.system.errors import InputError, run_script
-from utils.system.files import make_way_for
+from utils.system.files import prepare_to_write
 
 BLOGMEL_SUFFIXES = (".blogmel", ".blogmel.xz", ".blogmel.gz")
 MAX_DECIMALS = 149  # of a float32: the smallest is 2 ** -149
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     if (args.data / ARK).exists():
         raise InputError(f"{args.data} was extracted with --format ark; this script reads --format pt and npy")
-    make_way_for(args.save)
+    prepare_to_write(args.save)
     features = read_features(args.data)
     is_ark = args.save.suffix == ".ark"
     count = write_ark(args.save, features) if is_ark else write_blogmel(args.save, features, args.decimals)

@@ -33,7 +33,7 @@ from utils.audio.front_ends import FRONT_ENDS
 from utils.corpus.normalization import MODES
 from utils.system.arguments import HelpFormatter, add_residual_option, nonnegative_float
 from utils.system.errors import InputError, run_script
-from utils.system.files import atomic_write, make_way_for
+from utils.system.files import atomic_write, prepare_to_write
 from utils.training.checkpoints import CONFIG_KEY, SAFETENSORS_SUFFIX, describe_config
 
 OPSET = 18
@@ -160,7 +160,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Write one file."""
     args = parse_arguments(arguments)
-    make_way_for(args.save, args.checkpoint)
+    prepare_to_write(args.save, args.checkpoint)
     model = load_pretrained(args.checkpoint, residual=args.residual)
     model.frame_spec = model.frame_spec.changed(args.front_end, args.dither, args.norm)
     content = EXPORTS[args.save.suffix](model.half() if args.half else model)

@@ -31,7 +31,7 @@ from utils.system.errors import InputError, describe_changes
 from utils.system.files import (
     LOCK_FILE,
     lock_directory,
-    make_way_for,
+    prepare_to_write,
     read_json,
     refuse_other_files,
     remove_leftovers,
@@ -94,11 +94,11 @@ def results_directory(args: argparse.Namespace, script: str, may_change: Set[str
         try:
             yield
         except InputError:
-            _forget_nothing_done(args.save_dir)
+            _remove_unused(args.save_dir)
             raise
 
 
-def _forget_nothing_done(directory: Path) -> None:
+def _remove_unused(directory: Path) -> None:
     """Remove the record of options with which nothing was done; of what lies beside it only locks and empty folders."""
     paths = sorted(directory.rglob("*"), reverse=True)  # what is within a folder before it
     files = [path for path in paths if path.is_symlink() or not path.is_dir()]
@@ -170,7 +170,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 def saved_results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A dictionary to fill, JSON types, which is written to --save when the block ends without an error."""
     if args.save:
-        make_way_for(args.save)
+        prepare_to_write(args.save)
     results: dict[str, Any] = {}
     yield results
     if args.save:

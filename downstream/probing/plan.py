@@ -80,13 +80,13 @@ def choose_best(study: Study, plan: Plan) -> Best:
     return min(candidates, key=lambda best: study.dev_error(plan.trained(best.time_shift), best.layer))
 
 
-def all_trainings(study: Study, plan: Plan, best: Best) -> Row:
+def trainings_row(study: Study, plan: Plan, best: Best) -> Row:
     """The best layer of all trainings with the best time shift."""
     name = f"APC, time shift {best.time_shift}, {len(study.training_seeds)} trainings"
     return Row(name, plan.trained(best.time_shift) + TRAININGS, best.layer)
 
 
-def baselines(study: Study, plan: Plan) -> list[Row]:
+def baseline_rows(study: Study, plan: Plan) -> list[Row]:
     """mlp3 on log Mel, log Mel with neighbours, and the layer of the random networks that is best on dev."""
     layer = best_random_layer(study, plan)
     wanted = {("log_mel", 0, CLASSIFIERS[-1]), (RANDOM, layer, LINEAR)} | {(name, 0, LINEAR) for name in plan.contexts}
@@ -98,16 +98,25 @@ def best_random_layer(study: Study, plan: Plan) -> int:
     return min(plan.layers, key=lambda layer: study.dev_error(RANDOM, layer))
 
 
-def recognised(study: Study, plan: Plan, best: Best) -> list[Row]:
+class RecognitionRows(NamedTuple):
     """What recognisers read: log Mel, the best random layer, and the best trained layer, frozen and fine-tuned."""
-    row = all_trainings(study, plan, best)
+
+    log_mel: Row
+    random: Row
+    frozen: Row
+    fine_tuned: Row
+
+
+def recognition_rows(study: Study, plan: Plan, best: Best) -> RecognitionRows:
+    """The systems that recognisers read."""
+    row = trainings_row(study, plan, best)
     name = f"APC, time shift {best.time_shift}"
-    return [
+    return RecognitionRows(
         Row("log Mel", "log_mel", 0, shows_layer=False),
         Row("random APC", RANDOM, best_random_layer(study, plan)),
         row._replace(name=name),
         row._replace(name=f"{name}, fine-tuned", system=row.system + TUNED),
-    ]
+    )
 
 
 def recognition_errors(study: Study, row: Row, fraction: float) -> list[float]:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from apc_model import APCModel
-from downstream.probing.plan import Best, Plan, baselines, labelled_minutes, recognised, recognition_errors
+from downstream.probing.plan import Best, Plan, baseline_rows, labelled_minutes, recognition_errors, recognition_rows
 from downstream.probing.scoring import mean_and_deviation
 from downstream.probing.splits import TEST
 from downstream.probing.study import RANDOM, Study
@@ -83,7 +83,7 @@ def plot_recognition(study: Study, plan: Plan, best: Best, directory: Path) -> N
     """Plot the phone error rate by minutes of labelled speech: a line for each kind of features."""
     figure = new_figure(*PANEL)
     axes = figure.subplots()
-    rows, fractions = recognised(study, plan, best), sorted(plan.fractions)
+    rows, fractions = recognition_rows(study, plan, best), sorted(plan.fractions)
     minutes = [labelled_minutes(study, rows[0], fraction) for fraction in fractions]
     for number, row in enumerate(rows):
         errors = [recognition_errors(study, row, fraction) for fraction in fractions]
@@ -156,7 +156,7 @@ def _error_line(axes: Axes, x: Sequence[float], errors: list[list[float]], label
 
 def _finish(axes: Axes, study: Study, plan: Plan, xlabel: str, **settings: object) -> None:
     """Add a horizontal line for each baseline, labels and a legend to a plot of frame errors."""
-    for number, row in enumerate([plan.rows()[0], *baselines(study, plan)]):
+    for number, row in enumerate([plan.rows()[0], *baseline_rows(study, plan)]):
         error = mean_and_deviation(study.errors(*row.result))[0]
         axes.axhline(100 * error, label=row.label, zorder=1, **reference_style(number))
     axes.set(xlabel=xlabel, ylabel="frame error (%)", **settings)

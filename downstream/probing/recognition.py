@@ -77,14 +77,14 @@ class Recogniser(nn.Module):
             inputs = encode(self.encoder, inputs, lengths, self.layer)
         steps = -(-lengths // STRIDE)
         weight = self.project.weight * self.scale  # standardising is a part of it
-        x = F.linear(inputs.float(), weight, self.project.bias - weight @ self.mean) * is_true(lengths, inputs)
+        x = F.linear(inputs.float(), weight, self.project.bias - weight @ self.mean) * frame_mask(lengths, inputs)
         for convolution in self.convolutions:
             x = F.relu(convolution(x.transpose(1, 2)).transpose(1, 2))
-            x = F.dropout(F.layer_norm(x, x.shape[2:]), self.dropout, self.training) * is_true(steps, x)
+            x = F.dropout(F.layer_norm(x, x.shape[2:]), self.dropout, self.training) * frame_mask(steps, x)
         return F.log_softmax(self.output(x), 2), steps
 
 
-def is_true(lengths: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def frame_mask(lengths: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Where x, (batch, seq_len, size), is no padding: bool (batch, seq_len, 1)."""
     return (torch.arange(x.size(1), device=x.device) < lengths.to(x.device)[:, None])[:, :, None]
 

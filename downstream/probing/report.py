@@ -12,12 +12,12 @@ from downstream.probing.markdown import table
 from downstream.probing.plan import (
     Best,
     Plan,
-    all_trainings,
-    baselines,
+    baseline_rows,
     choose_best,
     labelled_minutes,
-    recognised,
     recognition_errors,
+    recognition_rows,
+    trainings_row,
 )
 from downstream.probing.recognition import left_out
 from downstream.probing.scoring import Difference, percent
@@ -45,7 +45,7 @@ MAX_COMMAND = 2000  # characters
 def table_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """The Markdown table; the best trained layer is bold."""
     rows = []
-    for row in [*plan.rows(), all_trainings(study, plan, best)]:
+    for row in [*plan.rows(), trainings_row(study, plan, best)]:
         errors = [percent(study.errors(*row.result, key)) for key in PHONE_COLUMNS.values()]
         is_linear = row.classifier == LINEAR
         abx = [study.abx(row.system, row.layer, task) if is_linear else [] for task in ABX_COLUMNS.values()]
@@ -63,7 +63,7 @@ def table_lines(study: Study, plan: Plan, best: Best) -> list[str]:
 
 def recognition_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """The Markdown table of phone error rates, and a line for each comparison with the best trained layer."""
-    rows = recognised(study, plan, best)
+    rows = recognition_rows(study, plan, best)
     minutes = [labelled_minutes(study, rows[0], fraction) for fraction in plan.fractions]
     cells = []
     for row in rows:
@@ -71,11 +71,10 @@ def recognition_lines(study: Study, plan: Plan, best: Best) -> list[str]:
         cells.append([row.name, str(row.layer) if row.shows_layer else "", *errors])
     lines = table(["features", "layer", *(f"{number:.1f} min" for number in minutes)], cells)
     lines += [f"\n{sentence}" for sentence in left_out(study.corpus, study.options.recognition.silence)]
-    *others, trained, _ = rows
-    for row in others:
-        lines.append(f"\nThe phone error rate of {trained.name} is lower than that of {row.name}\n")
+    for row in (rows.log_mel, rows.random):
+        lines.append(f"\nThe phone error rate of {rows.frozen.name} is lower than that of {row.name}\n")
         for fraction, number in zip(plan.fractions, minutes, strict=True):
-            errors = [recognition_errors(study, of_row, fraction) for of_row in (trained, row)]
+            errors = [recognition_errors(study, of_row, fraction) for of_row in (rows.frozen, row)]
             compared = _compared(*errors, Difference.by_seed(*errors))
             lines.append(f"- from {number:.1f} minutes of labelled speech: {compared}")
     return lines
@@ -88,9 +87,9 @@ def _compared(errors: list[float], others: list[float], difference: Difference) 
 
 def claim_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """A line for each claim."""
-    errors = study.errors(*all_trainings(study, plan, best).result)
+    errors = study.errors(*trainings_row(study, plan, best).result)
     lines = []
-    for row in baselines(study, plan):
+    for row in baseline_rows(study, plan):
         others = study.errors(*row.result)
         lines.append(f"- than of {row.label}: {_compared(errors, others, Difference.between(errors, others))}")
     return lines

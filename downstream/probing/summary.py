@@ -16,11 +16,11 @@ from downstream.probing.plan import (
     Best,
     Plan,
     Row,
-    all_trainings,
-    baselines,
+    baseline_rows,
     choose_best,
-    recognised,
     recognition_errors,
+    recognition_rows,
+    trainings_row,
 )
 from downstream.probing.scoring import Difference, percent, verdict
 from downstream.probing.speaker_report import lda_speakers
@@ -75,9 +75,9 @@ def _table_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy | 
     columns = ["features", "layer", "trainings", "frame error", "phone error", "ABX within speakers", "ABX across"]
     columns += [*shares, "EER of unseen speakers, cosine", "EER, LDA"]
     rows = []
-    log_mel, random, trained, tuned = recognised(study, plan, best)
-    mlp3, *stacks, _ = baselines(study, plan)
-    for row in (log_mel, mlp3, *stacks, random, trained, *([tuned] if plan.fractions else [])):
+    read = recognition_rows(study, plan, best)
+    mlp3, *stacks, _ = baseline_rows(study, plan)
+    for row in (read.log_mel, mlp3, *stacks, read.random, read.frozen, *([read.fine_tuned] if plan.fractions else [])):
         is_linear, is_trained = row.classifier == LINEAR, TRAININGS in row.system
         name = row.name if is_linear else f"{row.name}, {row.classifier}"
         cells = [name, str(row.layer) if row.shows_layer else "", str(len(study.training_seeds)) if is_trained else ""]
@@ -141,15 +141,15 @@ def _frame_errors(study: Study, row: Row) -> Errors:
 
 def _phone_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     """APC against the perceptron, and against random networks."""
-    trained = _frame_errors(study, all_trainings(study, plan, best))
-    mlp3, *_, random = (_frame_errors(study, row) for row in baselines(study, plan))
+    trained = _frame_errors(study, trainings_row(study, plan, best))
+    mlp3, *_, random = (_frame_errors(study, row) for row in baseline_rows(study, plan))
     lines = [
         _claim("A linear classifier of phones on APC beats a perceptron on log Mel (2019), frame error", trained, mlp3),
         _claim("APC beats random networks, frame error", trained, random),
     ]
-    _, random, trained, _ = recognised(study, plan, best)
+    read = recognition_rows(study, plan, best)
     for fraction in _shares(plan):
-        errors = [Errors(row.name, recognition_errors(study, row, fraction)) for row in (trained, random)]
+        errors = [Errors(row.name, recognition_errors(study, row, fraction)) for row in (read.frozen, read.random)]
         sentence = f"APC beats random networks, phone error rate with {share_name(fraction)}"
         lines.append(_claim(sentence, *errors, Difference.by_seed))
     return lines
@@ -159,7 +159,7 @@ def _layer_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     """The last layer against the first; no claim about a single layer."""
     if len(plan.layers) == 1:
         return []
-    row = all_trainings(study, plan, best)
+    row = trainings_row(study, plan, best)
     last, first = (_frame_errors(study, row._replace(layer=layer)) for layer in (plan.layers[-1], plan.layers[0]))
     return [
         _claim("The last layer carries more information about phones than the first (2019), frame error", last, first)
@@ -187,10 +187,10 @@ def speaker_claims(plan: Plan, speakers: SpeakerStudy | None) -> list[str]:
 
 def _recognition_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     """APC against log Mel from each share of the labels, and whether the gain grows as they become fewer."""
-    log_mel, _, trained, _ = recognised(study, plan, best)
+    read = recognition_rows(study, plan, best)
     lines, gains = [], {}
     for fraction in plan.fractions:
-        errors = [Errors(row.name, recognition_errors(study, row, fraction)) for row in (trained, log_mel)]
+        errors = [Errors(row.name, recognition_errors(study, row, fraction)) for row in (read.frozen, read.log_mel)]
         of_apc, of_log_mel = (system.values for system in errors)
         gains[fraction] = [b - a for a, b in zip(of_apc, of_log_mel, strict=False)]  # of the same share
         sentence = f"Recognition from APC beats log Mel with {share_name(fraction)} (2020), phone error rate"

@@ -13,7 +13,7 @@ import soxr
 
 from utils.audio.frames import SAMPLE_RATE, WHOLE, WINDOW_SAMPLES, Span, num_frames
 from utils.system.errors import InputError, one_line
-from utils.system.reading import open_regular, refuse_to_blame
+from utils.system.reading import open_regular, raise_unless_of_file
 
 MAX_SECONDS = 1800  # longer files are no utterances, and a header can claim any length
 MAX_SAMPLES = 1 << 28  # over all channels: 1 GiB as float32
@@ -142,7 +142,7 @@ def _open_audio(path: str | Path) -> Iterator[_AudioFile]:
             reason = error.error_string.rstrip(".") if isinstance(error, soundfile.LibsndfileError) else error
             raise InputError(f"no audio, truncated or damaged: {one_line(reason, 200)}", str(path)) from error
         except OSError as error:
-            refuse_to_blame(error)
+            raise_unless_of_file(error)
             raise InputError(f"cannot be read: {error.strerror or error}", str(path)) from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.corpus.audio_source import DEFAULT_OPTIONS, AudioOptions, AudioSource, Entry, describe_not_read
 from utils.system.errors import InputError
-from utils.system.reading import refuse_to_blame
+from utils.system.reading import raise_unless_of_file
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".wave", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd")
 AUDIO_SUFFIXES += (".caf", ".sph", ".nist", ".w64", ".rf64")
@@ -53,7 +53,7 @@ def _walk(top: Path, skip_errors: bool) -> tuple[list[tuple[Path, int, int]], Co
             status = folder.stat()
             entries = [] if (status.st_dev, status.st_ino) in seen else sorted(os.scandir(folder), key=os.fspath)
         except OSError as error:
-            refuse_to_blame(error)
+            raise_unless_of_file(error)
             if not skip_errors:
                 raise InputError(f"{folder} cannot be read: {error.strerror}; --on_error skip skips it") from error
             not_read["unreadable directory"] += 1

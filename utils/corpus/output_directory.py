@@ -90,7 +90,7 @@ class OutputDirectory:
                 write_json(self.path / MADE_FROM_FILE, self._made_from)
             self.complete = (self.path / LENGTHS_FILE).exists()
             self._claimed, whole = self._read_progress()
-            stack.push(self._forget_nothing_done)
+            stack.push(self._remove_unused)
             self._progress = (self.path / PROGRESS_FILE).open("ab")
             stack.callback(self._close_progress)
             self._progress.truncate(whole)
@@ -100,7 +100,7 @@ class OutputDirectory:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def _forget_nothing_done(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+    def _remove_unused(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         """Remove the files of a job that ends by InputError before anything was done: it will have other options."""
         if isinstance(error, InputError) and not self.done and not self.complete:
             remove_made(self.path, self._recorded())

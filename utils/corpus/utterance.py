@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.system.errors import InputError, one_line
-from utils.system.reading import refuse_to_blame
+from utils.system.reading import raise_unless_of_file
 
 
 class UtteranceError(InputError):
@@ -81,7 +81,7 @@ class Utterance(ABC):
         except InputError as error:
             raise self.error(error.reason, error.location) from error
         except OSError as error:
-            refuse_to_blame(error)
+            raise_unless_of_file(error)
             raise self.error(f"cannot be read: {error.strerror or error}") from error
 
 

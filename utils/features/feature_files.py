@@ -198,9 +198,9 @@ class KaldiArchive(FeatureWriter):
         if whole.exists():
             whole.replace(partial)  # a job was killed before the directory was complete
         self._file = partial.open("r+b" if partial.exists() else "w+b")
-        self._forget_what_is_missing()
+        self._drop_truncated()
 
-    def _forget_what_is_missing(self) -> None:
+    def _drop_truncated(self) -> None:
         size, end = self._file.seek(0, 2), 0
         for utterance, facts in list(self._out.done.items()):
             if facts.get("end", 0) > size:

@@ -51,7 +51,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
-def make_way_for(path: Path, reads: Path | None = None) -> None:
+def prepare_to_write(path: Path, reads: Path | None = None) -> None:
     """Make the directory of a file to come. Raises InputError if it is a directory, or the file that the work reads."""
     if path.is_dir():
         raise InputError(f"{path} is a directory: give a file to write")

@@ -29,11 +29,11 @@ def reading(path: str | Path) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{one_line(path, 300)} does not exist") from error
     except OSError as error:
-        refuse_to_blame(error)
+        raise_unless_of_file(error)
         raise InputError(f"{one_line(path, 300)} cannot be read: {error.strerror or error}") from error
 
 
-def refuse_to_blame(error: OSError) -> None:
+def raise_unless_of_file(error: OSError) -> None:
     """Raise an error again that is no fault of the file: this process has too many files open, or too little memory."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         raise error
