@@ -22,14 +22,11 @@ from utils.audio.frames import frames_to_hours
 from utils.corpus.batch_order import BatchOrder
 from utils.corpus.batch_reader import Batch, BatchReader, read_frames
 from utils.corpus.frame_spec import UNKNOWN, FrameSpec, common, refuse_mixture
-from utils.corpus.normalization import NORMALIZATION_FILE
-from utils.corpus.output_directory import MADE_FROM_FILE
 from utils.corpus.prepared import TENSOR_SUFFIX, list_utterances, load_tensor
 from utils.system.errors import InputError
-from utils.system.reading import read_bytes
 
 __all__ = ["Batch", "BatchOrder", "BatchReader", "LibriSpeech", "Sets", "draw", "find_split", "load_sets"]
-ORIGIN_FILES = MADE_FROM_FILE, NORMALIZATION_FILE  # what a directory was made from, and how it was normalised
+FINGERPRINT_UTTERANCES = 10  # whose frames identify a set
 
 
 class LibriSpeech(Dataset):
@@ -167,17 +164,13 @@ class LibriSpeech(Dataset):
         return self.files[index].name.removesuffix(TENSOR_SUFFIX)
 
     def fingerprint(self) -> str:
-        """Hash that identifies the utterances, their order and lengths, and what they were made from.
-
-        For a directory without a record of its origin, such as the released script's, of the first tensor instead.
-        """
-        digest = hashlib.sha256()
-        for path in self.paths:
-            origin = [path / name for name in ORIGIN_FILES if (path / name).is_file()]
-            for file in origin or [file for file in self.files if file.parent == path][:1]:
-                digest.update(read_bytes(file))
+        """Hash of the utterances, their order and lengths, and the frames of some: of data made again, the same."""
+        digest = hashlib.sha256(f"{self.max_seq_len} {self.mel_dim}\n".encode())
         for file, length in zip(self.files, self.lengths, strict=True):
             digest.update(f"{file.name} {length}\n".encode())
+        for index in range(0, len(self), math.ceil(len(self) / FINGERPRINT_UTTERANCES)):
+            frames = read_frames(self.files[index], self.starts[index], self.lengths[index], self.mel_dim)
+            digest.update(frames.numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -205,7 +205,7 @@ def test_audio_replaced_by_a_file_of_its_size_is_not_taken_for_it(tmp_path):
     size = path.stat().st_size
     write(path, seed=1)
     assert path.stat().st_size == size
-    with pytest.raises(InputError, match=r"was made from other audio; give another directory, or --overwrite$"):
+    with pytest.raises(InputError, match=r"other audio, by the names, .*; give another directory, or --overwrite$"):
         prepare_audio(tmp_path / "a", tmp_path / "out", "--norm", "none")
     assert content(tmp_path / "out") == before
 

@@ -1,6 +1,7 @@
 """Facts about prepared utterances and the batches made of them."""
 
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -83,11 +84,20 @@ def test_directories_that_were_prepared_otherwise_are_not_one_set(prepared, tmp_
         LibriSpeech([prepared, prepared])
 
 
-def test_a_set_that_was_made_otherwise_is_told_apart(prepared):
-    before = LibriSpeech(prepared).fingerprint()
-    assert LibriSpeech(prepared).fingerprint() == before
-    (prepared / "made_from.json").write_text('{"norm": "global"}')
-    assert LibriSpeech(prepared).fingerprint() != before
+def test_a_set_is_told_from_others_and_is_the_same_when_made_again(tmp_path):
+    lengths = [5, 9, 14, 7] * 5
+
+    def fingerprint(name, lengths=lengths, **options):
+        return LibriSpeech(make_prepared(tmp_path / name, lengths, **options)).fingerprint()
+
+    first = fingerprint("first")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "made_from.json").write_text('{"audio": "of other times"}')
+    make_prepared(tmp_path / "again", lengths)
+    shutil.copytree(tmp_path / "again", tmp_path / "copy", dirs_exist_ok=True)
+    assert LibriSpeech(tmp_path / "copy").fingerprint() == first
+    others = [fingerprint("seed", seed=1), fingerprint("long", max_seq_len=50), fingerprint("more", [*lengths, 8])]
+    assert len({first, *others}) == 4
 
 
 def test_utterances_too_short_to_train_on_are_skipped_and_counted(prepared):

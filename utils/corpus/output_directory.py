@@ -195,6 +195,8 @@ class OutputDirectory:
                 change = f"with {key} {brief(old, 120)}, not {brief(new, 120)}"
                 if isinstance(old or new, (dict, list)):  # of hashes
                     change = f"from other {key}"
+                    if key == "audio":
+                        change += ", by the names, sizes or times of its files"
                 raise InputError(f"{self.path} was made {change}; give another directory, or --overwrite")
 
     def _recorded(self) -> list[str]:
