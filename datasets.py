@@ -10,6 +10,7 @@ with BatchReader(num_workers=2) as reader:
 import argparse
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +23,14 @@ from utils.audio.frames import frames_to_hours
 from utils.corpus.batch_order import BatchOrder
 from utils.corpus.batch_reader import Batch, BatchReader, read_frames
 from utils.corpus.frame_spec import UNKNOWN, FrameSpec, common, refuse_mixture
+from utils.corpus.normalization import NORMALIZATION_FILE
+from utils.corpus.output_directory import AUDIO_KEY, MADE_FROM_FILE
 from utils.corpus.prepared import TENSOR_SUFFIX, list_utterances, load_tensor
 from utils.system.errors import InputError
+from utils.system.files import read_json
+from utils.system.reading import read_bytes
 
 __all__ = ["Batch", "BatchOrder", "BatchReader", "LibriSpeech", "Sets", "draw", "find_split", "load_sets"]
-FINGERPRINT_UTTERANCES = 10  # whose frames identify a set
 
 
 class LibriSpeech(Dataset):
@@ -122,15 +126,21 @@ class LibriSpeech(Dataset):
         return {name: indices for name, indices in found.items() if indices}
 
     def _sizes(self) -> tuple[int, int]:
-        """The frames that utterances are padded to, and the size of a frame, of all directories alike."""
-        firsts = {file.parent: file for file in reversed(self.files)}
-        shapes = {path: tuple(load_tensor(file).shape) for path, file in firsts.items()}
+        """The frames that utterances are padded to, and the size of a frame, of all directories alike.
+
+        Tensors of extracted features are not padded: they count as padded to the longest of them.
+        """
+        firsts = {file.parent: index for index, file in reversed([*enumerate(self.files)])}
+        shapes = {}
+        for path, index in firsts.items():
+            frames, mel_dim = load_tensor(self.files[index]).shape
+            is_padded = frames > self.lengths[index]
+            shapes[path] = (frames if is_padded else max(frames, *self.lengths)), mel_dim
         first = self.files[0].parent
         for path, shape in shapes.items():
             if shape != shapes[first]:
                 raise InputError(f"{path} has tensors of {shape}, but {first} of {shapes[first]}; prepare both alike")
-        max_seq_len, mel_dim = shapes[first]
-        return max(max_seq_len, *self.lengths), mel_dim  # tensors of features are not padded
+        return shapes[first]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -164,13 +174,23 @@ class LibriSpeech(Dataset):
         return self.files[index].name.removesuffix(TENSOR_SUFFIX)
 
     def fingerprint(self) -> str:
-        """Hash of the utterances, their order and lengths, and the frames of some: of data made again, the same."""
-        digest = hashlib.sha256(f"{self.max_seq_len} {self.mel_dim}\n".encode())
+        """Hash that identifies the utterances, their order and lengths, how they were made, and their statistics.
+
+        Audio files' times are left out: copied or unpacked again, they give the same. For a directory without a record
+        of its origin, such as the released script's, the first tensor is taken instead.
+        """
+        digest = hashlib.sha256()
+        for path in self.paths:
+            made_from, statistics = path / MADE_FROM_FILE, path / NORMALIZATION_FILE
+            if made_from.is_file():
+                record = {key: value for key, value in read_json(made_from).items() if key != AUDIO_KEY}
+                digest.update(json.dumps(record, sort_keys=True).encode())
+            if statistics.is_file():
+                digest.update(read_bytes(statistics))
+            if not (made_from.is_file() or statistics.is_file()):
+                digest.update(read_bytes(next(file for file in self.files if file.parent == path)))
         for file, length in zip(self.files, self.lengths, strict=True):
             digest.update(f"{file.name} {length}\n".encode())
-        for index in range(0, len(self), math.ceil(len(self) / FINGERPRINT_UTTERANCES)):
-            frames = read_frames(self.files[index], self.starts[index], self.lengths[index], self.mel_dim)
-            digest.update(frames.numpy().tobytes())
         return digest.hexdigest()
 
 

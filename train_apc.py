@@ -250,7 +250,7 @@ def main() -> None:
     # The reader first: its workers are forked, and the ranks have threads
     with BatchReader(args.load_data_workers) as reader, Ranks(args.device) as ranks:
         sets = ranks.run_on_all(load_sets, args, ranks.run_on_all(init_frames, args))
-        config = ranks.run_on_all(make_config, args, sets, ranks.size)
+        config = make_config(args, sets, ranks.size)
         of_all = {key: value for key, value in config.items() if key not in MAY_DIFFER}
         ranks.check_same_config(of_all | {"device": ranks.device.type})  # auto may find another one
         experiment = ranks.run_on_all(make_experiment, args, config, ranks.is_first)

@@ -6,7 +6,7 @@
 
 A recipe is a line of options of train_apc.py (flags with the value on or off) and of norm and front_end of the frames;
 what it does not name is as in BASE. Unless it sets its epochs, it is trained for as many as fit into --minutes, going
-by a trial epoch: minutes of one core's CPU time, which other jobs do not distort, or on a GPU of the clock. An
+by a trial epoch: minutes of one core's CPU time, which other jobs do not distort, or of wall-clock time on a GPU. An
 interrupted search continues with the same command.
 """
 

@@ -1,7 +1,7 @@
 """Facts about prepared utterances and the batches made of them."""
 
+import json
 import pickle
-import shutil
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from conftest import make_prepared
 from refusals import RunsCode
 
 from datasets import BatchOrder, BatchReader, LibriSpeech, find_split
+from utils.corpus.normalization import Normalizer
 from utils.corpus.prepared import load_lengths, load_tensor, save_tensor
 from utils.system.errors import InputError
 
@@ -41,6 +42,10 @@ def test_tensors_of_features_are_as_long_as_their_utterances(tmp_path):
     assert dataset.max_seq_len == 12 and dataset[0][0].shape == (12, 6)
     x, length = dataset[1]
     assert length == 12 and torch.equal(x, torch.ones(12, 6))
+    (tmp_path / "more").mkdir()
+    save_tensor(tmp_path / "more" / "c.pt", torch.ones(9, 6))
+    (tmp_path / "more" / "lengths.pkl").write_bytes(pickle.dumps({"c.pt": 9}))
+    assert LibriSpeech([tmp_path, tmp_path / "more"]).max_seq_len == 12
 
 
 @pytest.mark.parametrize("tensor", [0, 1])
@@ -90,14 +95,17 @@ def test_a_set_is_told_from_others_and_is_the_same_when_made_again(tmp_path):
     def fingerprint(name, lengths=lengths, **options):
         return LibriSpeech(make_prepared(tmp_path / name, lengths, **options)).fingerprint()
 
-    first = fingerprint("first")
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy" / "made_from.json").write_text('{"audio": "of other times"}')
-    make_prepared(tmp_path / "again", lengths)
-    shutil.copytree(tmp_path / "again", tmp_path / "copy", dirs_exist_ok=True)
-    assert LibriSpeech(tmp_path / "copy").fingerprint() == first
-    others = [fingerprint("seed", seed=1), fingerprint("long", max_seq_len=50), fingerprint("more", [*lengths, 8])]
-    assert len({first, *others}) == 4
+    others = [fingerprint("first"), fingerprint("more", [*lengths, 8])]
+    others += [fingerprint("seed", seed=1), fingerprint("long", max_seq_len=50)]  # without a record, of other tensors
+    path = make_prepared(tmp_path / "recorded", lengths)
+    for norm in ("global", "speaker"):
+        (path / "made_from.json").write_text(json.dumps({"audio": {"sha256": "of times"}, "norm": norm}))
+        others.append(LibriSpeech(path).fingerprint())
+    (path / "made_from.json").write_text(json.dumps({"audio": {"sha256": "of others"}, "norm": "speaker"}))
+    assert LibriSpeech(path).fingerprint() == others[-1]
+    (path / "normalization.json").write_text(json.dumps(Normalizer("none").to_json()))  # of other audio
+    others.append(LibriSpeech(path).fingerprint())
+    assert len(set(others)) == 7
 
 
 def test_utterances_too_short_to_train_on_are_skipped_and_counted(prepared):

@@ -174,7 +174,6 @@ def test_where_seeds_decide_the_same_for_two_systems_their_differences_are_judge
     errors, others = [0.3, 0.4, 0.5], [0.34, 0.45, 0.54]
     assert Difference.between(errors, others).low < 0 < Difference.by_seed(errors, others).low
     assert Difference.by_seed(errors, others).mean == pytest.approx(0.13 / 3)
-    assert Difference.by_seed(errors, [*others, 0.9]).mean == pytest.approx(0.13 / 3)  # of one more seed
 
 
 @pytest.mark.parametrize(
@@ -207,7 +206,7 @@ def test_a_corpus_of_speakers_that_is_of_no_use_stops_the_run_before_all_the_wor
         )
 
 
-def test_new_speakers_are_verified_with_models_of_their_own_once(tmp_path, monkeypatch):
+def test_unseen_speakers_are_verified_with_models_of_their_own_once(tmp_path, monkeypatch):
     random, data = np.random.default_rng(0), tmp_path / "data"
     for number in range(11):
         name, count = ("train-many", 1) if number < 6 else ("test-few", 3)

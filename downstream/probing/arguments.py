@@ -239,7 +239,7 @@ def add_recognition_options(parser: argparse.ArgumentParser, shares: str = "+") 
     )
     help = "Utterances in a batch of a recogniser."
     add("--recogniser_batch_size", type=positive, default=default.batch_size, metavar="N", help=help)
-    help = "Batches of an epoch, at least (by default those of the whole training set); half as many of fine-tuning."
+    help = "Batches of an epoch, at least, where the training set has fewer; half as many of fine-tuning."
     add("--recogniser_min_steps", type=positive, default=default.min_steps, metavar="N", help=help)
     help = "Number of epochs of training a recogniser."
     add("--recogniser_epochs", type=positive, default=default.epochs, metavar="N", help=help)

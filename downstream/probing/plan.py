@@ -124,6 +124,13 @@ def recognition_errors(study: Study, row: Row, fraction: float) -> list[float]:
     return [run["error"] for run in study.recognition(row.system, row.layer, fraction)]
 
 
+def paired_errors(study: Study, row: Row, other: Row, fraction: float) -> tuple[list[float], list[float]]:
+    """The phone error rates of two systems, of the seeds that both have: each draws the same speech for both."""
+    errors, others = (recognition_errors(study, of_row, fraction) for of_row in (row, other))
+    count = min(len(errors), len(others))
+    return errors[:count], others[:count]
+
+
 def labelled_minutes(study: Study, row: Row, fraction: float) -> float:
     """The minutes of a share of the training set, the mean over seeds."""
     return mean_and_deviation([run["minutes"] for run in study.recognition(row.system, row.layer, fraction)])[0]

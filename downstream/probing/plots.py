@@ -84,7 +84,7 @@ def plot_recognition(study: Study, plan: Plan, best: Best, directory: Path) -> N
     figure = new_figure(*PANEL)
     axes = figure.subplots()
     rows, fractions = recognition_rows(study, plan, best), sorted(plan.fractions)
-    minutes = [labelled_minutes(study, rows[0], fraction) for fraction in fractions]
+    minutes = [labelled_minutes(study, rows.log_mel, fraction) for fraction in fractions]
     for number, row in enumerate(rows):
         errors = [recognition_errors(study, row, fraction) for fraction in fractions]
         label = f"{row.name}, layer {row.layer}" if row.shows_layer else row.name

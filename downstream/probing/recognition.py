@@ -3,8 +3,8 @@
 The recogniser is the same for all features: standardised frames go through three convolutions, the first with a stride
 of three frames, to log posteriors of phones and of CTC's blank. A step sees 190 ms. A recurrent layer would see the
 whole utterance, and learns utterances by heart where labels are few. Silence does not count as a phone: it is left to
-the blank. It is trained on a share of the training set, for as many steps as an epoch of the whole set has, whatever
-the share; the epoch with the lowest error on dev is kept. One seed determines the share, the initial weights and the
+the blank. It is trained on a share of the training set, in epochs of as many steps as the whole set takes, whatever the
+share; the epoch with the lowest error on dev is kept. One seed determines the share, the initial weights and the
 order of the data. A smaller share is a part of a larger one. Fine-tuning starts from the trained recogniser, and trains
 the network that computes the features with it for a few epochs.
 """

@@ -15,6 +15,7 @@ from downstream.probing.plan import (
     baseline_rows,
     choose_best,
     labelled_minutes,
+    paired_errors,
     recognition_errors,
     recognition_rows,
     trainings_row,
@@ -35,8 +36,8 @@ SPEAKER_COLUMNS = ("speaker EER, cosine", "speaker EER, LDA", "speaker identific
 ABX_COLUMNS = {"ABX within speakers": "within", "ABX across": "across"}
 COLUMNS = ("features", "layer", "classifier", *PHONE_COLUMNS, *ABX_COLUMNS, *SPEAKER_COLUMNS)
 RECOGNITION = """Phone error rates (%) of a small recogniser, trained by CTC on shares of train. Each seed draws its own
-shares. Recognisers are trained for the same number of steps on all of them, and all of dev determines the epoch that is
-kept:
+shares. Fine-tuning aside, recognisers are trained for the same number of steps on all of them; all of dev determines
+the epoch that is kept:
 """
 CORPUS = "## Corpus and method"
 MAX_COMMAND = 2000  # characters
@@ -64,7 +65,7 @@ def table_lines(study: Study, plan: Plan, best: Best) -> list[str]:
 def recognition_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     """The Markdown table of phone error rates, and a line for each comparison with the best trained layer."""
     rows = recognition_rows(study, plan, best)
-    minutes = [labelled_minutes(study, rows[0], fraction) for fraction in plan.fractions]
+    minutes = [labelled_minutes(study, rows.log_mel, fraction) for fraction in plan.fractions]
     cells = []
     for row in rows:
         errors = [percent(recognition_errors(study, row, fraction)) for fraction in plan.fractions]
@@ -74,7 +75,7 @@ def recognition_lines(study: Study, plan: Plan, best: Best) -> list[str]:
     for row in (rows.log_mel, rows.random):
         lines.append(f"\nThe phone error rate of {rows.frozen.name} is lower than that of {row.name}\n")
         for fraction, number in zip(plan.fractions, minutes, strict=True):
-            errors = [recognition_errors(study, of_row, fraction) for of_row in (rows.frozen, row)]
+            errors = paired_errors(study, rows.frozen, row, fraction)
             compared = _compared(*errors, Difference.by_seed(*errors))
             lines.append(f"- from {number:.1f} minutes of labelled speech: {compared}")
     return lines
@@ -132,8 +133,8 @@ def corpus_lines(study: Study, plan: Plan) -> list[str]:
         f"{'; '.join(sizes)}, identified by {corpus.speakers_from}. {len(corpus.labels.phones)} phones; always saying "
         f"{common} is wrong in {100 * share:.1f} % of the test frames that have a phone.{late} "
         f"Frames: {FrameSpec.of_directory(corpus.prepared / TRAIN).describe()}.\n",
-        f"Errors in %, mean ± standard deviation over {len(study.seeds)} seeds ({len(study.training_seeds)} of several "
-        "trainings). A seed decides a probe's first weights "
+        f"Errors in %, mean ± standard deviation over {len(study.seeds)} seeds, or in the last row over "
+        f"{len(study.training_seeds)} trainings. A seed decides a probe's first weights "
         "and its order of the data; of the random networks also their weights, and of the last row those of the whole "
         "training; the other APC are trained once. Phone error: "
         "each spoken phone is given the phone of the highest mean log posterior over its frames. Layers and the time "

@@ -110,8 +110,8 @@ class Difference(NamedTuple):
 
     @classmethod
     def by_seed(cls, lower: list[float], higher: list[float]) -> "Difference":
-        """The same of errors whose seeds decide the same for both systems: deviations are those of the differences."""
-        differences = [b - a for a, b in zip(lower, higher, strict=False)]  # one may have more seeds
+        """The same where a seed decides the same for both systems: the deviation is that of the differences."""
+        differences = [b - a for a, b in zip(lower, higher, strict=True)]
         mean, deviation = mean_and_deviation(differences)
         return cls(mean, mean - MIN_DEVIATIONS * deviation, mean + MIN_DEVIATIONS * deviation)
 

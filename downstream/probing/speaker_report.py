@@ -47,7 +47,7 @@ def _corpus_lines(study: SpeakerStudy) -> list[str]:
         f"recording also share its conditions. Speakers are identified by {corpus.speakers_from}. "
         "Features are averaged over each utterance, less the mean of training. "
         f"Equal error rates (EER) in %, with 95 % intervals from {DRAWS} draws of the speakers; random APC: the mean "
-        f"over {len(study.seeds)} networks. LDA learns from {lda_speakers(study)}, once, not in each draw.\n"
+        f"over {len(study.seeds)} networks. LDA learns from {lda_speakers(study)}; draws do not repeat it.\n"
     ]
 
 

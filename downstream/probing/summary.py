@@ -5,7 +5,6 @@ draw the same speech for all systems, that of the differences by seed. One of eq
 the bootstrap, over speakers. A claim holds where the whole interval is above 0.
 """
 
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from downstream.probing.plan import (
     Row,
     baseline_rows,
     choose_best,
+    paired_errors,
     recognition_errors,
     recognition_rows,
     trainings_row,
@@ -106,12 +106,13 @@ def _method_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy |
     if len(plan.time_shifts) > 1:
         shifts = ", ".join(map(str, plan.time_shifts))
         chosen = f"The layers and the time shift ({best.time_shift}, out of {shifts}) were chosen on dev"
-    new, of_new = "", ""
+    new, of_new, of_recognition = "", "", ""
+    if plan.fractions:
+        of_recognition = " Those of recognition are of the differences by seed, which draws the same speech for all."
     if speakers:
-        new = (
-            " Unseen speakers: one training, on another corpus, 95 % intervals over speakers, not over trainings; LDA "
-            f"learns from {lda_speakers(speakers)}."
-        )
+        new = " Unseen speakers: one training, on another corpus, 95 % intervals over speakers, not over trainings"
+        has_lda = speakers.rate("log_mel", 0, "lda") is not None
+        new += f"; LDA learns from {lda_speakers(speakers)}." if has_lda else "."
         of_new = "; of unseen speakers 95 %, over speakers"
     return [
         f"Errors on test in %, mean ± standard deviation. {chosen}. APC was trained {trainings} times with that "
@@ -119,19 +120,19 @@ def _method_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy |
         f"of log Mel. Probes are linear but for mlp3, a perceptron of three hidden layers.{new} report.md has every "
         "layer and time shift.\n",
         "Differences below are in percentage points. Their intervals are two standard deviations on each side, over "
-        f"trainings, random networks and probes, not over utterances of test{of_new}. Those of recognition are of the "
-        "differences by seed: a seed draws the same labelled speech for all systems.",
+        f"trainings, random networks and probes, not over utterances of test{of_new}.{of_recognition}",
     ]
 
 
-def _claim(
-    sentence: str,
-    lower: Errors,
-    higher: Errors,
-    subtract: Callable[[list[float], list[float]], Difference] = Difference.between,
-) -> str:
+def _recognition_claim(sentence: str, study: Study, row: Row, other: Row, fraction: float) -> str:
+    """A claim that the phone error rate of a row is lower than another's, seed by seed."""
+    errors, others = paired_errors(study, row, other, fraction)
+    return _claim(sentence, Errors(row.name, errors), Errors(other.name, others), Difference.by_seed(errors, others))
+
+
+def _claim(sentence: str, lower: Errors, higher: Errors, difference: Difference | None = None) -> str:
     """A claim that some errors are lower than others, whether it holds, and its figures."""
-    difference = subtract(lower.values, higher.values)
+    difference = difference or Difference.between(lower.values, higher.values)
     return f"- {difference.verdict}: {sentence}: {lower} against {higher}; lower by {difference}."
 
 
@@ -149,9 +150,8 @@ def _phone_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     ]
     read = recognition_rows(study, plan, best)
     for fraction in _shares(plan):
-        errors = [Errors(row.name, recognition_errors(study, row, fraction)) for row in (read.frozen, read.random)]
         sentence = f"APC beats random networks, phone error rate with {share_name(fraction)}"
-        lines.append(_claim(sentence, *errors, Difference.by_seed))
+        lines.append(_recognition_claim(sentence, study, read.frozen, read.random, fraction))
     return lines
 
 
@@ -190,11 +190,10 @@ def _recognition_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     read = recognition_rows(study, plan, best)
     lines, gains = [], {}
     for fraction in plan.fractions:
-        errors = [Errors(row.name, recognition_errors(study, row, fraction)) for row in (read.frozen, read.log_mel)]
-        of_apc, of_log_mel = (system.values for system in errors)
-        gains[fraction] = [b - a for a, b in zip(of_apc, of_log_mel, strict=False)]  # of the same share
+        of_apc, of_log_mel = paired_errors(study, read.frozen, read.log_mel, fraction)
+        gains[fraction] = [b - a for a, b in zip(of_apc, of_log_mel, strict=True)]
         sentence = f"Recognition from APC beats log Mel with {share_name(fraction)} (2020), phone error rate"
-        lines.append(_claim(sentence, *errors, Difference.by_seed))
+        lines.append(_recognition_claim(sentence, study, read.frozen, read.log_mel, fraction))
     if len(gains) > 1:
         most, fewest = plan.fractions[0], plan.fractions[-1]
         growth = Difference.by_seed(gains[most], gains[fewest])

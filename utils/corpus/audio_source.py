@@ -12,6 +12,7 @@ import numpy as np
 from utils.audio.frames import WHOLE, Span
 from utils.audio.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, FrontEnd
 from utils.corpus.frame_spec import FrameSpec
+from utils.corpus.output_directory import AUDIO_KEY
 from utils.corpus.sources import Source
 from utils.corpus.speakers import FROM_IDS, Speakers
 from utils.corpus.utterance import Utterance, UtteranceError
@@ -217,7 +218,7 @@ class AudioSource(Source):
             digest.update(f"{file.stamp}\n".encode("utf-8", "surrogateescape"))
         audio = {"files": len(self.files), "sha256": digest.hexdigest()}
         channel, resample = self.options.channel, self.options.resample
-        return {"audio": audio, "channel": channel, "resample": resample, **self.front_end.describe()}
+        return {AUDIO_KEY: audio, "channel": channel, "resample": resample, **self.front_end.describe()}
 
     def warnings(self) -> list[str]:
         return [*self.notes, describe_not_read(self.not_read)] if self.not_read else list(self.notes)

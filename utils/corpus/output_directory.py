@@ -32,6 +32,7 @@ from utils.system.files import (
 )
 
 MADE_FROM_FILE = "made_from.json"
+AUDIO_KEY = "audio"  # in it: the number of audio files, and a digest of their names, sizes and times
 PROGRESS_FILE = "progress.jsonl"
 SKIPPED_FILE = "skipped.txt"
 REMARKS_FILE = "shorter.txt"
@@ -195,7 +196,7 @@ class OutputDirectory:
                 change = f"with {key} {brief(old, 120)}, not {brief(new, 120)}"
                 if isinstance(old or new, (dict, list)):  # of hashes
                     change = f"from other {key}"
-                    if key == "audio":
+                    if key == AUDIO_KEY:
                         change += ", by the names, sizes or times of its files"
                 raise InputError(f"{self.path} was made {change}; give another directory, or --overwrite")
 

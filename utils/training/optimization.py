@@ -71,7 +71,7 @@ class LearningRate:
 class NonfiniteGuard:
     """Stops before a step whose loss or gradient is NaN or infinite, or skips it: --on_nonfinite."""
 
-    def __init__(self, on_nonfinite: str, progress: "Progress", scaler: torch.amp.GradScaler, ranks: Ranks) -> None:
+    def __init__(self, on_nonfinite: str, progress: Progress, scaler: torch.amp.GradScaler, ranks: Ranks) -> None:
         self.on_nonfinite, self.progress, self.scaler, self.ranks = on_nonfinite, progress, scaler, ranks
 
     def allows(self, loss: float, norm: float, utterances: list[str]) -> bool:
