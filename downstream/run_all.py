@@ -1,6 +1,6 @@
 """Train APC on a small corpus, compare its features with baselines by probes, and report.
 
-    python downstream/run_all.py --data mboshi --save_dir logs/mboshi        two to three hours on two cores
+    python downstream/run_all.py --data mboshi --save_dir logs/mboshi        two to six hours on two cores
     python downstream/run_all.py --data librispeech_data/sample --quick      under a minute; only to see that it runs
 
 The corpus: DIR/audio/{train,dev,test}/<speaker>/*.flac and DIR/phones.ctm. The probes are phone classifiers for every
