@@ -130,12 +130,14 @@ class LibriSpeech(Dataset):
 
         Tensors of extracted features are not padded: they count as padded to the longest of them.
         """
-        firsts = {file.parent: index for index, file in reversed([*enumerate(self.files)])}
-        shapes = {}
-        for path, index in firsts.items():
-            frames, mel_dim = load_tensor(self.files[index]).shape
-            is_padded = frames > self.lengths[index]
-            shapes[path] = (frames if is_padded else max(frames, *self.lengths)), mel_dim
+        shortest: dict[Path, tuple[int, Path]] = {}  # of each directory, which shows whether it is padded
+        for utterance in zip(self.lengths, self.files, strict=True):
+            path = utterance[1].parent
+            shortest[path] = min(utterance, shortest.get(path, utterance))
+        shapes, longest = {}, max(self.lengths)
+        for path, (length, file) in shortest.items():
+            frames, mel_dim = load_tensor(file).shape
+            shapes[path] = frames if frames > length else longest, mel_dim
         first = self.files[0].parent
         for path, shape in shapes.items():
             if shape != shapes[first]:
@@ -176,19 +178,20 @@ class LibriSpeech(Dataset):
     def fingerprint(self) -> str:
         """Hash that identifies the utterances, their order and lengths, how they were made, and their statistics.
 
-        Audio files' times are left out: copied or unpacked again, they give the same. For a directory without a record
-        of its origin, such as the released script's, the first tensor is taken instead.
+        The first tensor stands for the audio files, whose times change when they are copied, and for the origin of a
+        directory without a record, such as the released script's.
         """
         digest = hashlib.sha256()
         for path in self.paths:
             made_from, statistics = path / MADE_FROM_FILE, path / NORMALIZATION_FILE
-            if made_from.is_file():
-                record = {key: value for key, value in read_json(made_from).items() if key != AUDIO_KEY}
-                digest.update(json.dumps(record, sort_keys=True).encode())
+            record = read_json(made_from) if made_from.is_file() else {}
+            is_of_audio = record.pop(AUDIO_KEY, None) is not None
+            digest.update(json.dumps(record, sort_keys=True).encode())
             if statistics.is_file():
                 digest.update(read_bytes(statistics))
-            if not (made_from.is_file() or statistics.is_file()):
-                digest.update(read_bytes(next(file for file in self.files if file.parent == path)))
+            if is_of_audio or not record:
+                for file in [file for file in self.files if file.parent == path][:1]:  # all may have been skipped
+                    digest.update(read_bytes(file))
         for file, length in zip(self.files, self.lengths, strict=True):
             digest.update(f"{file.name} {length}\n".encode())
         return digest.hexdigest()

@@ -85,6 +85,9 @@ def test_directories_that_were_prepared_otherwise_are_not_one_set(prepared, tmp_
         other = make_prepared(tmp_path / next(iter(sizes)), [9, 11], **sizes)
         with pytest.raises(InputError, match=r"tensors of \(.*prepare both alike"):
             LibriSpeech([prepared, other])
+    full = make_prepared(tmp_path / "full", [45, 9], max_seq_len=45)  # its first utterance is not padded
+    with pytest.raises(InputError, match=r"tensors of \(45, .* of \(40, .*prepare both alike"):
+        LibriSpeech([prepared, full])
     with pytest.raises(InputError, match="given twice"):
         LibriSpeech([prepared, prepared])
 
@@ -105,7 +108,14 @@ def test_a_set_is_told_from_others_and_is_the_same_when_made_again(tmp_path):
     assert LibriSpeech(path).fingerprint() == others[-1]
     (path / "normalization.json").write_text(json.dumps(Normalizer("none").to_json()))  # of other audio
     others.append(LibriSpeech(path).fingerprint())
-    assert len(set(others)) == 7
+    save_tensor(path / "spk0-0000.pt", torch.zeros(40, 6))  # of audio that gave the same statistics
+    others.append(LibriSpeech(path).fingerprint())
+    assert len(set(others)) == 8
+
+
+def test_a_directory_of_which_every_utterance_is_skipped_is_no_error(prepared, tmp_path):
+    both = LibriSpeech([make_prepared(tmp_path / "short", [3, 4]), prepared], longer_than=4)
+    assert both.fingerprint() and both.max_seq_len == 40 and both.num_skipped >= 2
 
 
 def test_utterances_too_short_to_train_on_are_skipped_and_counted(prepared):

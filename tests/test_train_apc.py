@@ -371,6 +371,13 @@ def test_sizes_that_disagree_are_named(workplace, monkeypatch):
         train(monkeypatch, "--feature_dim", 7)
 
 
+def test_a_rate_that_is_too_high_leaves_no_broken_weights(workplace, monkeypatch):
+    with pytest.raises(InputError, match="--resume"):
+        train(monkeypatch, "--optimizer", "sgd", "--learning_rate", 1e38, "--save_every", 1)
+    for path in (workplace / "logs/foo.dir").glob("*.state"):
+        assert all(value.isfinite().all() for value in load_untrusted(path)["model"].values())
+
+
 def test_weights_that_a_step_has_broken_are_never_saved(workplace, monkeypatch):
     train_step = train_apc.Trainer.train_step
 

@@ -124,12 +124,6 @@ def _method_lines(study: Study, plan: Plan, best: Best, speakers: SpeakerStudy |
     ]
 
 
-def _recognition_claim(sentence: str, study: Study, row: Row, other: Row, fraction: float) -> str:
-    """A claim that the phone error rate of a row is lower than another's, seed by seed."""
-    errors, others = paired_errors(study, row, other, fraction)
-    return _claim(sentence, Errors(row.name, errors), Errors(other.name, others), Difference.by_seed(errors, others))
-
-
 def _claim(sentence: str, lower: Errors, higher: Errors, difference: Difference | None = None) -> str:
     """A claim that some errors are lower than others, whether it holds, and its figures."""
     difference = difference or Difference.between(lower.values, higher.values)
@@ -151,7 +145,9 @@ def _phone_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     read = recognition_rows(study, plan, best)
     for fraction in _shares(plan):
         sentence = f"APC beats random networks, phone error rate with {share_name(fraction)}"
-        lines.append(_recognition_claim(sentence, study, read.frozen, read.random, fraction))
+        errors, others = paired_errors(study, read.frozen, read.random, fraction)
+        systems = Errors(read.frozen.name, errors), Errors(read.random.name, others)
+        lines.append(_claim(sentence, *systems, Difference.by_seed(errors, others)))
     return lines
 
 
@@ -190,10 +186,11 @@ def _recognition_claims(study: Study, plan: Plan, best: Best) -> list[str]:
     read = recognition_rows(study, plan, best)
     lines, gains = [], {}
     for fraction in plan.fractions:
-        of_apc, of_log_mel = paired_errors(study, read.frozen, read.log_mel, fraction)
-        gains[fraction] = [b - a for a, b in zip(of_apc, of_log_mel, strict=True)]
+        errors, others = paired_errors(study, read.frozen, read.log_mel, fraction)
+        systems = Errors(read.frozen.name, errors), Errors(read.log_mel.name, others)
+        gains[fraction] = [b - a for a, b in zip(errors, others, strict=True)]
         sentence = f"Recognition from APC beats log Mel with {share_name(fraction)} (2020), phone error rate"
-        lines.append(_recognition_claim(sentence, study, read.frozen, read.log_mel, fraction))
+        lines.append(_claim(sentence, *systems, Difference.by_seed(errors, others)))
     if len(gains) > 1:
         most, fewest = plan.fractions[0], plan.fractions[-1]
         growth = Difference.by_seed(gains[most], gains[fewest])
